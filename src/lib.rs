@@ -1,1 +1,10 @@
+//! Tombola: flash sales, prize draws and coupon give-aways that sell out exactly.
+//!
+//! Stock is a drum of numbered tokens, and each sale draws exactly one. README.md tells one sale end to end;
+//! this page is the table of contents.
 
+pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
+pub mod error; // every public error code with its status
+pub mod faults; // named places where tests make the server die, panic, wait or fail
+pub mod ids; // typed ids over snowflakes, strings in JSON
+pub mod ports; // what the outside gives us: time

@@ -1,1 +1,3 @@
-fn main(){}
+//! The `tombola` command.
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! Tombola's tables as sea-orm entities: one file per table, no behaviour.
+
+pub mod activity;
+pub mod idempotency;
+pub mod job_lease;
+pub mod node;
+pub mod outbox;
+pub mod revoked_token;
+pub mod signing_key;
+pub mod stock_adjustment;
+pub mod take;
+pub mod token_block;
+pub mod users;

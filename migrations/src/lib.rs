@@ -1,0 +1,30 @@
+//! Tombola's schema, one file per change. The same steps run on SQLite, PostgreSQL and MySQL / MariaDB.
+//!
+//! Conventions: ids are 63-bit integers made by the server; instants are microseconds since the Unix epoch in
+//! columns ending `_at`; money is in minor units; enums are lower-snake words. Text compares bytewise everywhere.
+
+use sea_orm_migration::prelude::*;
+
+pub use sea_orm_migration::MigratorTrait;
+
+mod columns;
+mod m20261121_000001_identity;
+mod m20261121_000002_cluster;
+mod m20261121_000003_activity_and_stock;
+mod m20261121_000004_messaging;
+
+/// Applies the schema changes in the order of [`Migrator::migrations`].
+#[derive(Debug)]
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261121_000001_identity::Migration),
+            Box::new(m20261121_000002_cluster::Migration),
+            Box::new(m20261121_000003_activity_and_stock::Migration),
+            Box::new(m20261121_000004_messaging::Migration),
+        ]
+    }
+}

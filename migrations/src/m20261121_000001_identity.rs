@@ -1,0 +1,88 @@
+//! Users, the keys that sign their access tokens, and the tokens revoked before their time.
+
+use sea_orm_migration::prelude::*;
+
+use crate::columns::{id, optional_big, optional_text, required_big, required_text, table};
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[derive(DeriveIden)]
+enum Users {
+    Table,
+    Id,
+    Provider,
+    Subject,
+    Name,
+    Roles,
+    PasswordHash,
+    FirstLoginAt,
+    CreatedAt,
+}
+
+#[derive(DeriveIden)]
+enum SigningKey {
+    Table,
+    Kid,
+    Secret,
+    CreatedAt,
+    RetiresAt,
+}
+
+#[derive(DeriveIden)]
+enum RevokedToken {
+    Table,
+    Id,
+    ExpiresAt,
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager
+            .create_table(
+                table(manager, Users::Table)
+                    .col(id(Users::Id))
+                    .col(required_text(Users::Provider, 16))
+                    .col(required_text(Users::Subject, 128))
+                    .col(required_text(Users::Name, 128))
+                    .col(required_text(Users::Roles, 64))
+                    .col(optional_text(Users::PasswordHash, 256))
+                    .col(optional_big(Users::FirstLoginAt))
+                    .col(required_big(Users::CreatedAt))
+                    .index(
+                        Index::create()
+                            .unique()
+                            .name("users_provider_subject")
+                            .col(Users::Provider)
+                            .col(Users::Subject),
+                    )
+                    .take(),
+            )
+            .await?;
+        manager
+            .create_table(
+                table(manager, SigningKey::Table)
+                    .col(required_text(SigningKey::Kid, 32).primary_key())
+                    .col(required_text(SigningKey::Secret, 128))
+                    .col(required_big(SigningKey::CreatedAt))
+                    .col(optional_big(SigningKey::RetiresAt))
+                    .take(),
+            )
+            .await?;
+        manager
+            .create_table(
+                table(manager, RevokedToken::Table)
+                    .col(id(RevokedToken::Id))
+                    .col(required_big(RevokedToken::ExpiresAt))
+                    .take(),
+            )
+            .await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.drop_table(Table::drop().table(RevokedToken::Table).take()).await?;
+        manager.drop_table(Table::drop().table(SigningKey::Table).take()).await?;
+        manager.drop_table(Table::drop().table(Users::Table).take()).await
+    }
+}

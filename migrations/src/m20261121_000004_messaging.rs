@@ -1,0 +1,86 @@
+//! What is still to be said (outbox) and what was already answered (idempotency).
+
+use sea_orm_migration::prelude::*;
+
+use crate::columns::{id, long_text, optional_big, optional_text, required_big, required_int, table};
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[derive(DeriveIden)]
+enum Outbox {
+    Table,
+    Id,
+    Events,
+    Traceparent,
+    CreatedAt,
+    SentAt,
+    Attempts,
+    RetryAt,
+    LastError,
+}
+
+#[derive(DeriveIden)]
+enum Idempotency {
+    Table,
+    Id,
+    Fingerprint,
+    Status,
+    Body,
+    CreatedAt,
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager
+            .create_table(
+                table(manager, Outbox::Table)
+                    .col(id(Outbox::Id))
+                    .col(long_text(manager, Outbox::Events))
+                    .col(optional_text(Outbox::Traceparent, 64))
+                    .col(required_big(Outbox::CreatedAt))
+                    .col(optional_big(Outbox::SentAt))
+                    .col(required_int(Outbox::Attempts))
+                    .col(optional_big(Outbox::RetryAt))
+                    .col(optional_text(Outbox::LastError, 512))
+                    .take(),
+            )
+            .await?;
+        manager
+            .create_index(
+                Index::create()
+                    .name("outbox_sent_id")
+                    .table(Outbox::Table)
+                    .col(Outbox::SentAt)
+                    .col(Outbox::Id)
+                    .take(),
+            )
+            .await?;
+        manager
+            .create_table(
+                table(manager, Idempotency::Table)
+                    .col(ColumnDef::new(Idempotency::Id).binary_len(32).not_null().primary_key())
+                    .col(ColumnDef::new(Idempotency::Fingerprint).binary_len(32).not_null())
+                    .col(required_int(Idempotency::Status))
+                    .col(long_text(manager, Idempotency::Body))
+                    .col(required_big(Idempotency::CreatedAt))
+                    .take(),
+            )
+            .await?;
+        manager
+            .create_index(
+                Index::create()
+                    .name("idempotency_created")
+                    .table(Idempotency::Table)
+                    .col(Idempotency::CreatedAt)
+                    .take(),
+            )
+            .await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.drop_table(Table::drop().table(Idempotency::Table).take()).await?;
+        manager.drop_table(Table::drop().table(Outbox::Table).take()).await
+    }
+}

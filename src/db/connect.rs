@@ -1,0 +1,235 @@
+//! Opening the three databases with the settings our promises rest on.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::{self, Executor};
+use sea_orm::{ConnectOptions, DatabaseConnection, DbBackend};
+use secrecy::{ExposeSecret, SecretString};
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use super::{DbFault, Pools};
+
+/// Where the database is and how long to wait for it.
+#[derive(Debug, Clone)]
+pub struct DatabaseSettings {
+    target: Target,
+    /// Connections in the pool (on SQLite: for reading; one more writes).
+    pub connections: u32,
+    /// How long a caller waits for any one piece of database work.
+    pub deadline: Duration,
+    /// How long the server lets one statement run; shorter than `deadline`.
+    pub statement_timeout: Duration,
+    /// How long a statement waits for a lock.
+    pub lock_timeout: Duration,
+}
+
+/// One database; a URL that cannot be used does not get this far.
+#[derive(Debug, Clone)]
+enum Target {
+    Sqlite(PathBuf),
+    Postgres(SecretString),
+    Mysql(SecretString),
+}
+
+/// The database URL cannot be used.
+#[derive(Debug, Error)]
+pub enum InvalidDatabaseUrl {
+    #[error("an in-memory database would lose every sale; name a file, as in sqlite://data/tombola.db")]
+    InMemory,
+    #[error("starts with neither sqlite://, postgres:// nor mysql://")]
+    UnknownScheme,
+    #[error("cannot be read: {0}")]
+    Malformed(String),
+}
+
+impl DatabaseSettings {
+    /// Settings for `url` with the default waits.
+    pub fn new(url: &SecretString) -> Result<Self, InvalidDatabaseUrl> {
+        Ok(Self {
+            target: Target::parse(url)?,
+            connections: 10,
+            deadline: Duration::from_secs(8),
+            statement_timeout: Duration::from_secs(5),
+            lock_timeout: Duration::from_secs(3),
+        })
+    }
+
+    pub(super) fn backend(&self) -> DbBackend {
+        match self.target {
+            Target::Sqlite(_) => DbBackend::Sqlite,
+            Target::Postgres(_) => DbBackend::Postgres,
+            Target::Mysql(_) => DbBackend::MySql,
+        }
+    }
+
+    /// The file, if it is SQLite.
+    pub fn sqlite_file(&self) -> Option<&Path> {
+        match &self.target {
+            Target::Sqlite(file) => Some(file),
+            Target::Postgres(_) | Target::Mysql(_) => None,
+        }
+    }
+
+    /// What to call the storage on a screen: no user, no password.
+    pub fn describe(&self) -> String {
+        match &self.target {
+            Target::Sqlite(file) => format!("SQLite file {}", file.display()),
+            Target::Postgres(url) => format!("PostgreSQL at {}", without_credentials(url)),
+            Target::Mysql(url) => format!("MySQL or MariaDB at {}", without_credentials(url)),
+        }
+    }
+
+    pub(super) async fn open(&self) -> Result<Pools, DbFault> {
+        if let Some(directory) = self.sqlite_file().and_then(Path::parent) {
+            std::fs::create_dir_all(directory)
+                .map_err(|error| sea_orm::DbErr::Custom(format!("{}: {error}", directory.display())))?;
+        }
+        let write = sea_orm::Database::connect(self.options(Use::Write)).await?;
+        let read = match self.target {
+            Target::Sqlite(_) => sea_orm::Database::connect(self.options(Use::Read)).await?,
+            Target::Postgres(_) | Target::Mysql(_) => write.clone(),
+        };
+        Ok(Pools { read, write })
+    }
+
+    /// Pools that connect on first use. Called with a lock held, hence without waiting.
+    pub(super) fn open_lazily(&self, runtime: &Handle) -> Result<Pools, DbFault> {
+        use futures_util::FutureExt;
+        let mut options = self.options(Use::Write);
+        options.connect_lazy(true);
+        let _entered = runtime.enter();
+        let write: DatabaseConnection = sea_orm::Database::connect(options)
+            .now_or_never()
+            .ok_or(DbFault::Missing("a lazily connecting pool"))??;
+        Ok(Pools { read: write.clone(), write })
+    }
+
+    fn options(&self, purpose: Use) -> ConnectOptions {
+        let url = match &self.target {
+            Target::Sqlite(file) => format!("sqlite://{}", file.display()),
+            Target::Postgres(url) | Target::Mysql(url) => url.expose_secret().to_owned(),
+        };
+        let mut options = ConnectOptions::new(url);
+        options
+            .max_connections(match (&self.target, purpose) {
+                (Target::Sqlite(_), Use::Write) => 1,
+                _ => self.connections,
+            })
+            .acquire_timeout(self.lock_timeout)
+            .connect_timeout(self.lock_timeout)
+            .test_before_acquire(false)
+            .sqlx_logging(false);
+        match self.target {
+            Target::Sqlite(_) => self.sqlite(&mut options, purpose),
+            Target::Postgres(_) => self.postgres(&mut options),
+            Target::Mysql(_) => self.mysql(&mut options),
+        }
+        options
+    }
+
+    fn sqlite(&self, options: &mut ConnectOptions, purpose: Use) {
+        let busy_timeout = self.lock_timeout;
+        // A writer that goes away would come back without its page cache and its prepared statements.
+        options.idle_timeout(None).max_lifetime(None);
+        options.map_sqlx_sqlite_opts(move |options| {
+            options
+                .create_if_missing(purpose == Use::Write)
+                .read_only(purpose == Use::Read)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(true)
+                .busy_timeout(busy_timeout)
+                .pragma("cache_size", "-32768")
+                .pragma("mmap_size", "0")
+                .pragma("wal_autocheckpoint", "4000")
+        });
+    }
+
+    fn postgres(&self, options: &mut ConnectOptions) {
+        let session = [
+            ("statement_timeout", self.statement_timeout.as_millis().to_string()),
+            ("lock_timeout", self.lock_timeout.as_millis().to_string()),
+            // Whoever stalls inside a transaction loses it, and its locks (R2).
+            ("idle_in_transaction_session_timeout", self.statement_timeout.as_millis().to_string()),
+            ("default_transaction_isolation", "read committed".to_owned()),
+        ];
+        options.set_application_name("tombola");
+        options.map_sqlx_postgres_opts(move |options| options.options(session.clone()));
+        // A connection whose BEGIN was cancelled would hide the next borrower's writes (R2): end what is open.
+        options.map_sqlx_postgres_before_acquire(|connection, _| {
+            Box::pin(async move { connection.execute("ROLLBACK").await.map(|_| true) })
+        });
+    }
+
+    fn mysql(&self, options: &mut ConnectOptions) {
+        let lock_timeout_s = self.lock_timeout.as_secs().max(1);
+        let statement_timeout_s = self.statement_timeout.as_secs().max(1);
+        options.map_sqlx_mysql_pool_opts(move |pool| {
+            pool.after_connect(move |connection, _| {
+                Box::pin(async move {
+                    connection.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
+                    let lock = format!("SET SESSION innodb_lock_wait_timeout = {lock_timeout_s}");
+                    connection.execute(sqlx::AssertSqlSafe(lock)).await?;
+                    // Only MariaDB can limit writing statements and idle transactions; MySQL has the client's deadline.
+                    let version: (String,) =
+                        sqlx::query_as("SELECT VERSION()").fetch_one(&mut *connection).await?;
+                    if version.0.contains("MariaDB") {
+                        let limits = format!(
+                            "SET SESSION max_statement_time = {statement_timeout_s}, \
+                             SESSION idle_transaction_timeout = {statement_timeout_s}"
+                        );
+                        connection.execute(sqlx::AssertSqlSafe(limits)).await?;
+                    }
+                    Ok(())
+                })
+            })
+        });
+        options.map_sqlx_mysql_before_acquire(|connection, _| {
+            Box::pin(async move { connection.execute("ROLLBACK").await.map(|_| true) })
+        });
+    }
+}
+
+/// What a pool is for; only SQLite tells the two apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Write,
+}
+
+impl Target {
+    fn parse(url: &SecretString) -> Result<Self, InvalidDatabaseUrl> {
+        let text = url.expose_secret();
+        let scheme = text.split(':').next().unwrap_or_default();
+        match scheme {
+            "sqlite" => {
+                let file = text.trim_start_matches("sqlite:").trim_start_matches("//");
+                let file = file.split('?').next().unwrap_or_default();
+                if file.is_empty() || file == ":memory:" {
+                    return Err(InvalidDatabaseUrl::InMemory);
+                }
+                Ok(Self::Sqlite(PathBuf::from(file)))
+            }
+            "postgres" | "postgresql" => match text.parse::<sqlx::postgres::PgConnectOptions>() {
+                Ok(_) => Ok(Self::Postgres(url.clone())),
+                Err(error) => Err(InvalidDatabaseUrl::Malformed(error.to_string())),
+            },
+            "mysql" | "mariadb" => match text.parse::<sqlx::mysql::MySqlConnectOptions>() {
+                Ok(_) => Ok(Self::Mysql(SecretString::from(text.replacen("mariadb:", "mysql:", 1)))),
+                Err(error) => Err(InvalidDatabaseUrl::Malformed(error.to_string())),
+            },
+            _ => Err(InvalidDatabaseUrl::UnknownScheme),
+        }
+    }
+}
+
+/// `postgres://user:secret@host/db?…` as `host/db`.
+fn without_credentials(url: &SecretString) -> String {
+    let text = url.expose_secret();
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    rest.split('?').next().unwrap_or_default().to_owned()
+}

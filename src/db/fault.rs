@@ -1,0 +1,125 @@
+//! What can go wrong between us and the database, sorted by what it means for the caller.
+
+use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
+use thiserror::Error;
+
+use crate::error::{ApiError, Code};
+use crate::faults::InjectedFault;
+
+/// A failure of the database, or of our use of it.
+#[derive(Debug, Error)]
+pub enum DbFault {
+    /// A statement failed; nothing of its transaction remains.
+    #[error("{0}")]
+    Statement(#[source] DbErr),
+    /// COMMIT was sent and no answer came: the transaction may or may not stand.
+    #[error("the outcome of the commit is unknown: {0}")]
+    Ambiguous(#[source] DbErr),
+    /// No answer within the deadline: the work may still be done, or not.
+    #[error("the database did not answer in time")]
+    Deadline,
+    /// The work handed to the database panicked; its transaction is rolled back.
+    #[error("database work panicked: {0}")]
+    Panicked(String),
+    /// A statement failed and its error was swallowed; the transaction was rolled back.
+    #[error("refused to commit after an error")]
+    CommitAfterError,
+    /// The transaction was handed to a task that outlived the work; rolled back when that task ends.
+    #[error("refused to commit a transaction that is still in use")]
+    StillInUse,
+    /// A row that must exist does not.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// The linked SQLite has a bug that can corrupt the file.
+    #[error("SQLite {0} can corrupt its write-ahead log; 3.51.3 or newer is needed")]
+    SqliteTooOld(String),
+    #[error(transparent)]
+    Injected(#[from] InjectedFault),
+}
+
+/// An error that may be a failure of the database.
+pub trait AsDbFault {
+    fn db_fault(&self) -> Option<&DbFault>;
+}
+
+impl AsDbFault for DbFault {
+    fn db_fault(&self) -> Option<&DbFault> {
+        Some(self)
+    }
+}
+
+impl From<DbErr> for DbFault {
+    fn from(error: DbErr) -> Self {
+        Self::Statement(error)
+    }
+}
+
+impl DbFault {
+    pub(super) fn panicked(panic: &tokio::task::JoinError) -> Self {
+        Self::Panicked(panic.to_string())
+    }
+
+    /// Another transaction stood in the way; the same work may succeed at once in a new one.
+    pub fn is_conflict(&self) -> bool {
+        // PostgreSQL: serialization failure, deadlock, lock timeout. MySQL: deadlock, lock timeout. SQLite: busy, locked.
+        const CODES: &[&str] = &["40001", "40P01", "55P03", "1213", "1205", "5", "6", "261", "517", "262"];
+        let Self::Statement(error) = self else { return false };
+        match runtime_error(error) {
+            Some(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| CODES.contains(&code.as_ref()))
+                    || mysql_number(error.as_ref()).is_some_and(|number| matches!(number, 1205 | 1213))
+            }
+            _ => false,
+        }
+    }
+
+    /// A unique key refused a row.
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Statement(error)
+            if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))))
+    }
+
+    /// Whether the transaction may stand although it did not succeed for us.
+    pub fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Ambiguous(_) | Self::Deadline)
+    }
+}
+
+fn runtime_error(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
+        _ => None,
+    }
+}
+
+fn mysql_number(error: &dyn sqlx::error::DatabaseError) -> Option<u16> {
+    error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map(sqlx::mysql::MySqlDatabaseError::number)
+}
+
+impl From<DbFault> for ApiError {
+    fn from(fault: DbFault) -> Self {
+        match &fault {
+            DbFault::Panicked(_)
+            | DbFault::CommitAfterError
+            | DbFault::StillInUse
+            | DbFault::Missing(_)
+            | DbFault::SqliteTooOld(_) => {
+                tracing::error!(error = %fault, "A request failed for a reason of our own");
+                Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")
+            }
+            DbFault::Ambiguous(_) | DbFault::Deadline => {
+                tracing::warn!(error = %fault, "The database did not confirm a change");
+                Self::new(
+                    Code::DependencyUnavailable,
+                    "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
+                )
+            }
+            DbFault::Statement(_) | DbFault::Injected(_) => {
+                tracing::warn!(error = %fault, "The database refused or could not be reached");
+                Self::new(Code::DependencyUnavailable, "The database is not available; nothing was changed.")
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Every public error code with its status: one exhaustive table (API.md, Errors; RFC 9457).
+//!
+//! Domain code has its own error enums and never mentions HTTP; each module's `api.rs` turns them into an
+//! [`ApiError`] by naming a [`Code`].
+
+use std::fmt;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Declares [`Code`] and its table: word, status, whether a repeat may succeed, title.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal, $status:literal, $retryable:literal, $title:literal;)+) => {
+        /// A stable, public error code; clients branch on it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Code {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Code {
+            /// Every code, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The code as clients see it.
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// The HTTP status it is sent with.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$variant => $status),+ }
+            }
+
+            /// Whether the same request may succeed later without being changed.
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$variant => $retryable),+ }
+            }
+
+            /// What it means, in a few words that never vary.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    MalformedRequest = "malformed_request", 400, false, "The request cannot be read";
+    Unauthenticated = "unauthenticated", 401, false, "A valid access token is needed";
+    Forbidden = "forbidden", 403, false, "Your role does not allow this";
+    NotFound = "not_found", 404, false, "There is no such thing here";
+    MethodNotAllowed = "method_not_allowed", 405, false, "This method is not offered here";
+    RequestTimeout = "request_timeout", 408, true, "The request body came too slowly";
+    SoldOut = "sold_out", 409, false, "Everything is taken";
+    TakeLimitReached = "take_limit_reached", 409, false, "You have taken as many as one user may";
+    ActivityNotRunning = "activity_not_running", 409, false, "The activity is not running now";
+    TransitionNotAllowed = "transition_not_allowed", 409, false, "The present state does not allow this";
+    StockInsufficient = "stock_insufficient", 409, false, "There is not that much free stock";
+    IdempotencyInProgress = "idempotency_in_progress", 409, true, "The first request with this key is still running";
+    BodyTooLarge = "body_too_large", 413, false, "The request body is too large";
+    UnsupportedMediaType = "unsupported_media_type", 415, false, "Send application/json";
+    ValidationFailed = "validation_failed", 422, false, "Some members of the request are not acceptable";
+    IdempotencyKeyReused = "idempotency_key_reused", 422, false, "This Idempotency-Key was used with another request";
+    RateLimited = "rate_limited", 429, true, "Too many requests";
+    InternalError = "internal_error", 500, true, "Something unexpected went wrong here";
+    Overloaded = "overloaded", 503, true, "Too many requests are waiting";
+    DependencyUnavailable = "dependency_unavailable", 503, true, "A service this request needs is not available";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// One member of the request that is not acceptable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// JSON pointer into the request body (RFC 6901), or `?name` for a query parameter.
+    pub pointer: String,
+    /// What is wrong with it, for people.
+    pub detail: String,
+}
+
+/// What a request is refused with. Never carries causes or secrets: those go to the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    pub code: Code,
+    /// This occurrence, for people.
+    pub detail: String,
+    /// The members at fault, for `validation_failed`.
+    pub errors: Vec<FieldError>,
+    /// When to come back, for 429 and 503.
+    pub retry_after_s: Option<u32>,
+}
+
+impl ApiError {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let retry_after_s = matches!(code.status(), 429 | 503).then_some(1);
+        Self { code, detail: detail.into(), errors: Vec::new(), retry_after_s }
+    }
+
+    /// `validation_failed` with the one member at fault.
+    pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::invalid_all(vec![FieldError { pointer: pointer.into(), detail: detail.into() }])
+    }
+
+    /// `validation_failed` with every member at fault.
+    pub fn invalid_all(errors: Vec<FieldError>) -> Self {
+        let detail = match errors.as_slice() {
+            [only] => format!("{}: {}", only.pointer, only.detail),
+            several => format!("{} members are not acceptable; see errors", several.len()),
+        };
+        Self { errors, ..Self::new(Code::ValidationFailed, detail) }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl std::error::Error for ApiError {}

@@ -1,0 +1,39 @@
+//! The time. Rules never ask the operating system: they are handed a [`Clock`], so that tests own the time.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use chrono::{DateTime, SubsecRound, Utc};
+
+/// An instant in UTC, with microseconds: what the database keeps and RFC 3339 shows.
+pub type Timestamp = DateTime<Utc>;
+
+/// Tells the present instant.
+pub trait Clock: Debug + Send + Sync {
+    /// The present instant, rounded down to microseconds.
+    fn now(&self) -> Timestamp;
+}
+
+/// A clock to hand around.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The operating system's clock.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the operating system")]
+    fn now(&self) -> Timestamp {
+        Utc::now().trunc_subsecs(6)
+    }
+}
+
+/// Microseconds since the Unix epoch, as `_at` columns keep them.
+pub fn to_micros(at: Timestamp) -> i64 {
+    at.timestamp_micros()
+}
+
+/// The instant an `_at` column stands for; instants beyond chrono's range read as its end.
+pub fn from_micros(micros: i64) -> Timestamp {
+    DateTime::from_timestamp_micros(micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}

@@ -1,0 +1,3 @@
+//! What the outside world gives the server, each behind a small trait so that tests can own it.
+
+pub mod clock;

@@ -1,0 +1,22 @@
+# What one types every day; continuous integration runs `tests/run`.
+
+# Everything that is checked without running a test.
+check:
+    cargo fmt --all --check
+    cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+# All tests on all databases, or only those whose names contain a filter.
+test *filters:
+    tests/run {{ filters }}
+
+# A server with an embedded database on http://127.0.0.1:8080.
+run *arguments:
+    cargo run --release -- {{ arguments }}
+
+# The benchmark table.
+bench *arguments:
+    tests/load/bench {{ arguments }}
+
+# A shell with private databases; TOMBOLA_TEST_* say where they are, leaving the shell stops them.
+up:
+    tests/run --services "$SHELL"

@@ -14,6 +14,8 @@ pub struct Model {
     pub ends_at: i64,
     pub stock_total: i32,
     pub take_limit_per_user: Option<i32>,
+    /// Set while no token is free, so that the sell-out is announced once.
+    pub sold_out_at: Option<i64>,
     /// Raised by every change; each batch of takes fences on it.
     pub version: i64,
     pub created_by: i64,

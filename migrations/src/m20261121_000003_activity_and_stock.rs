@@ -24,6 +24,7 @@ enum Activity {
     EndsAt,
     StockTotal,
     TakeLimitPerUser,
+    SoldOutAt,
     Version,
     CreatedBy,
     CreatedAt,
@@ -86,6 +87,7 @@ impl MigrationTrait for Migration {
                     .col(required_big(Activity::EndsAt))
                     .col(required_int(Activity::StockTotal))
                     .col(optional_int(Activity::TakeLimitPerUser))
+                    .col(optional_big(Activity::SoldOutAt))
                     .col(required_big(Activity::Version))
                     .col(required_big(Activity::CreatedBy))
                     .col(required_big(Activity::CreatedAt))

@@ -1,0 +1,178 @@
+//! Answers kept for repeats (API.md, Errors: Idempotency-Key; draft-ietf-httpapi-idempotency-key-header-07).
+//!
+//! The key's row is inserted first, in the effect's own transaction, so a crash leaves neither: there is no state
+//! "running" to get stuck in. A twin that arrives meanwhile waits for that transaction and then sees its answer. Only
+//! effects are kept: a refusal changed nothing, so its repeat is judged anew.
+
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::db::{AsDbFault, Database, DbFault, Tx};
+use crate::error::{ApiError, Code};
+use crate::ids::UserId;
+use crate::ports::clock::{SharedClock, to_micros};
+
+/// What a repeat is recognised by, and what it must have in common with the first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestKey {
+    /// SHA-256 over user, route and key.
+    pub id: [u8; 32],
+    /// SHA-256 over the body.
+    pub fingerprint: [u8; 32],
+}
+
+impl RequestKey {
+    /// The key `key` that `user` sent to `route` (method and path) with a body of this `fingerprint`.
+    pub fn new(user: UserId, route: &str, key: &str, fingerprint: [u8; 32]) -> Self {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        hash.update(&user.0.to_be_bytes());
+        hash.update(route.as_bytes());
+        hash.update(&[0]);
+        hash.update(key.as_bytes());
+        let mut id = [0; 32];
+        id.copy_from_slice(hash.finish().as_ref());
+        Self { id, fingerprint }
+    }
+}
+
+/// An answer as it was first given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// JSON.
+    pub body: String,
+}
+
+/// The answer to a request that may be a repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answered<T> {
+    /// The effect happened now.
+    Fresh(T),
+    /// The effect happened at an earlier request with this key; nothing happened now.
+    Replayed(Answer),
+}
+
+/// A request whose key cannot be honoured.
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+pub enum KeyRefusal {
+    #[error("this Idempotency-Key was already used here with another body")]
+    Reused,
+    #[error("the first request with this Idempotency-Key is still running")]
+    InProgress,
+}
+
+impl From<KeyRefusal> for ApiError {
+    fn from(refusal: KeyRefusal) -> Self {
+        let code = match refusal {
+            KeyRefusal::Reused => Code::IdempotencyKeyReused,
+            KeyRefusal::InProgress => Code::IdempotencyInProgress,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+/// Runs `work` in a transaction, once per key: a repeat gets the first answer and changes nothing.
+///
+/// `status` is what the answer is sent with. Without a key this is [`Database::transaction`].
+pub async fn once<T, E, F, Fut>(
+    db: &Database,
+    clock: &SharedClock,
+    key: Option<RequestKey>,
+    status: u16,
+    work: F,
+) -> Result<Answered<T>, E>
+where
+    T: Serialize + Send + 'static,
+    E: From<DbFault> + From<KeyRefusal> + AsDbFault + Send + 'static,
+    F: Fn(Tx) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, E>> + Send + 'static,
+{
+    let Some(key) = key else { return db.transaction(work).await.map(Answered::Fresh) };
+    let now = to_micros(clock.now());
+    let work = std::sync::Arc::new(work);
+    let result = db
+        .transaction(move |tx| {
+            let work = work.clone();
+            async move {
+                if let Some(first) = claim::<E>(&tx, &key, now).await? {
+                    return Ok(Answered::Replayed(first));
+                }
+                let done = work(tx.clone()).await?;
+                let body = serde_json::to_string(&done).map_err(|error| DbErr::Json(error.to_string()));
+                keep(&tx, &key, &Answer { status, body: body.map_err(DbFault::from)? }).await?;
+                Ok(Answered::Fresh(done))
+            }
+        })
+        .await;
+    match result {
+        Err(error) if E::db_fault(&error).is_some_and(DbFault::is_conflict) => {
+            Err(KeyRefusal::InProgress.into())
+        }
+        result => result,
+    }
+}
+
+/// Claims `key` for the open transaction, or tells the answer given earlier.
+async fn claim<E>(tx: &Tx, key: &RequestKey, now: i64) -> Result<Option<Answer>, E>
+where
+    E: From<DbFault> + From<KeyRefusal>,
+{
+    // MySQL's ON DUPLICATE KEY UPDATE would count the untouched row as affected (CLIENT_FOUND_ROWS is on).
+    let sql = match tx.get_database_backend() {
+        DbBackend::Postgres => {
+            "INSERT INTO idempotency (id, fingerprint, status, body, created_at) VALUES ($1, $2, 0, '', $3) \
+             ON CONFLICT DO NOTHING"
+        }
+        DbBackend::MySql => {
+            "INSERT IGNORE INTO idempotency (id, fingerprint, status, body, created_at) VALUES (?, ?, 0, '', ?)"
+        }
+        _ => {
+            "INSERT INTO idempotency (id, fingerprint, status, body, created_at) VALUES (?, ?, 0, '', ?) \
+             ON CONFLICT DO NOTHING"
+        }
+    };
+    let values = [key.id.to_vec().into(), key.fingerprint.to_vec().into(), now.into()];
+    let insert = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
+    if tx.execute_raw(insert).await.map_err(DbFault::from)?.rows_affected() == 1 {
+        return Ok(None);
+    }
+    let mut kept = kept_answers(tx, &[*key]).await?;
+    match kept.pop().ok_or(DbFault::Missing("the kept answer"))? {
+        (found, answer) if found == *key => Ok(Some(answer)),
+        _ => Err(KeyRefusal::Reused.into()),
+    }
+}
+
+async fn keep(tx: &Tx, key: &RequestKey, answer: &Answer) -> Result<(), DbFault> {
+    use sea_orm::{ActiveModelTrait, ActiveValue::Set, ActiveValue::Unchanged};
+    let row = entities::idempotency::ActiveModel {
+        id: Unchanged(key.id.to_vec()),
+        status: Set(i32::from(answer.status)),
+        body: Set(answer.body.clone()),
+        ..Default::default()
+    };
+    row.update(tx).await?;
+    Ok(())
+}
+
+/// The answers kept under the ids of `keys`, each with the key it was kept under (its fingerprint may differ).
+pub async fn kept_answers(
+    connection: &impl ConnectionTrait,
+    keys: &[RequestKey],
+) -> Result<Vec<(RequestKey, Answer)>, DbFault> {
+    use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+    let ids = keys.iter().map(|key| key.id.to_vec());
+    let rows = entities::idempotency::Entity::find()
+        .filter(entities::idempotency::Column::Id.is_in(ids))
+        .all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|row| {
+            let bytes = |bytes: Vec<u8>| bytes.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"));
+            let key = RequestKey { id: bytes(row.id)?, fingerprint: bytes(row.fingerprint)? };
+            let status = u16::try_from(row.status).map_err(|_| DbFault::Missing("an HTTP status"))?;
+            Ok((key, Answer { status, body: row.body }))
+        })
+        .collect()
+}

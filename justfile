@@ -1,5 +1,8 @@
 # What one types every day; continuous integration runs `tests/run`.
 
+_list:
+    @just --list
+
 # Everything that is checked without running a test.
 check:
     cargo fmt --all --check

@@ -1,0 +1,69 @@
+-- For wrk: every request is made by the next customer.
+--
+--   [COUNT=1] [KEYS=1] wrk … -s customers.lua URL -- METHOD PATH TOKENS THREADS
+--
+-- TOKENS is a file with one bearer token per line. Each thread has the lines of its own, so no two threads act for the
+-- same customer, and all requests are built before the first is sent: the load generator shares the machine with the
+-- server. COUNT counts the answers by status, which makes wrk parse every answer; without it wrk still tells successes
+-- from refusals. KEYS gives every request an Idempotency-Key of its own.
+--
+-- The last line of the output is a JSON object: times in microseconds, everything else a number of requests.
+
+local count, keys = os.getenv("COUNT"), os.getenv("KEYS")
+local threads = {}
+
+function setup(thread)
+  thread:set("number", #threads)
+  table.insert(threads, thread)
+end
+
+local requests, customer = {}, 0
+local key, sent
+
+function init(args)
+  local method, path, tokens, of = args[1], args[2], args[3], tonumber(args[4])
+  local head = method .. " " .. path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n"
+  if method == "POST" then head = head .. "Content-Length: 0\r\n" end
+  local tail = keys and "\r\nIdempotency-Key: " or "\r\n\r\n"
+
+  local line_number = 0
+  for token in io.lines(tokens) do
+    if line_number % of == number then
+      requests[#requests + 1] = head .. "Authorization: Bearer " .. token .. tail
+    end
+    line_number = line_number + 1
+  end
+  key, sent = "bench-" .. os.time() .. "-" .. number .. "-", 0
+end
+
+function request()
+  customer = customer < #requests and customer + 1 or 1
+  if not keys then return requests[customer] end
+  sent = sent + 1
+  return requests[customer] .. key .. sent .. "\r\n\r\n"
+end
+
+statuses = {}
+if count then
+  function response(status)
+    statuses[status] = (statuses[status] or 0) + 1
+  end
+end
+
+function done(summary, latency)
+  local all = {}
+  for _, thread in ipairs(threads) do
+    for status, n in pairs(thread:get("statuses")) do
+      all[status] = (all[status] or 0) + n
+    end
+  end
+  local counted = {}
+  for status, n in pairs(all) do
+    table.insert(counted, string.format('"%d": %d', status, n))
+  end
+  local errors = summary.errors
+  print(string.format(
+    '{"requests": %d, "duration": %d, "p50": %d, "p99": %d, "max": %d, "refused": %d, "broken": %d, "statuses": {%s}}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max, errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout, table.concat(counted, ", ")))
+end

@@ -10,3 +10,4 @@ pub mod idempotency; // answers kept for repeats of a request
 pub mod ids; // typed ids over snowflakes, strings in JSON
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
+pub mod stock; // which token and which take number the next take gets

@@ -1,0 +1,3 @@
+//! Who gets which unit: a drum of numbered tokens, drawn from memory and judged by the database.
+
+pub mod range_set;

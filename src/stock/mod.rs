@@ -1,3 +1,4 @@
 //! Who gets which unit: a drum of numbered tokens, drawn from memory and judged by the database.
 
 pub mod range_set;
+pub mod window;

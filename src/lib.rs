@@ -7,6 +7,7 @@ pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions
 pub mod error; // every public error code with its status
 pub mod faults; // named places where tests make the server die, panic, wait or fail
 pub mod idempotency; // answers kept for repeats of a request
+pub mod identity; // users, sessions, roles
 pub mod ids; // typed ids over snowflakes, strings in JSON
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time

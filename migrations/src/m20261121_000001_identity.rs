@@ -34,6 +34,7 @@ enum RevokedToken {
     Table,
     Id,
     ExpiresAt,
+    RevokedAt,
 }
 
 #[async_trait::async_trait]
@@ -75,6 +76,16 @@ impl MigrationTrait for Migration {
                 table(manager, RevokedToken::Table)
                     .col(id(RevokedToken::Id))
                     .col(required_big(RevokedToken::ExpiresAt))
+                    .col(required_big(RevokedToken::RevokedAt))
+                    .take(),
+            )
+            .await?;
+        manager
+            .create_index(
+                Index::create()
+                    .name("revoked_token_revoked_at")
+                    .table(RevokedToken::Table)
+                    .col(RevokedToken::RevokedAt)
                     .take(),
             )
             .await

@@ -17,6 +17,15 @@ const MIN_SECRET_BYTES: usize = 32;
 #[derive(Debug, Clone)]
 pub struct SigningSecret(SecretString);
 
+/// Where the keys come from.
+#[derive(Debug, Clone)]
+pub enum SigningKeys {
+    /// The configuration names them: `secret` signs, `previous` ones are accepted until they are taken out.
+    Configured { secret: SigningSecret, previous: Vec<SigningSecret> },
+    /// The server makes them and keeps them in its database.
+    InDatabase,
+}
+
 /// The secret could be guessed.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 #[error(
@@ -40,6 +49,11 @@ impl SigningSecret {
         let mut bytes = [0; 32];
         SystemRandom::new().fill(&mut bytes)?;
         Ok(Self(URL_SAFE_NO_PAD.encode(bytes).into()))
+    }
+
+    /// A secret that [`SigningSecret::random`] made.
+    pub(super) fn kept(text: String) -> Self {
+        Self(text.into())
     }
 
     pub(super) fn text(&self) -> &str {

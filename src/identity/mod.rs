@@ -1,13 +1,16 @@
 //! Who is calling, and what they may do.
 //!
 //! A session is an access token: a JWT signed with HS256, so every node knows its callers without asking anyone.
-//! [`Tokens`] issues and verifies them in memory.
+//! [`Tokens`] issues and verifies them in memory; [`TokenStore`] keeps the truth in the database (signing keys,
+//! tokens ended before their time) and brings it to [`Tokens`] every second.
 
 mod crypto;
 mod keys;
 mod model;
+mod token_store;
 mod tokens;
 
-pub use keys::{SecretTooShort, SigningSecret};
-pub use model::{Caller, InvalidUserName, Role, Roles, UserName};
+pub use keys::{SecretTooShort, SigningKeys, SigningSecret};
+pub use model::{Caller, InvalidUserName, Role, Roles, User, UserName};
+pub use token_store::{TokenStore, TokenStoreError};
 pub use tokens::{AccessToken, IssueError, TokenRefusal, Tokens};

@@ -20,6 +20,14 @@ pub struct Caller {
     pub expires_at: Timestamp,
 }
 
+/// A user, as others may see them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct User {
+    pub id: UserId,
+    pub name: String,
+    pub roles: Roles,
+}
+
 /// What a user may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

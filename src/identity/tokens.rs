@@ -268,3 +268,225 @@ impl From<IssueError> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use ring::hmac;
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::super::{Role, TokenRefusal::*};
+    use super::*;
+    use crate::ports::clock::Clock;
+
+    const NOW: i64 = 1_800_000_000;
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "another secret of 32 bytes and so";
+
+    #[derive(Debug)]
+    struct Seconds(AtomicI64);
+
+    impl Clock for Seconds {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_timestamp(self.0.load(Ordering::Relaxed), 0).unwrap()
+        }
+    }
+
+    fn secret(text: &str) -> SigningSecret {
+        SigningSecret::new(text.into()).unwrap()
+    }
+
+    fn tokens_at(now: i64) -> (Tokens, Arc<Seconds>) {
+        let clock = Arc::new(Seconds(AtomicI64::new(now)));
+        let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
+        (Tokens::new(&secret(SECRET), &[], clock.clone(), ids), clock)
+    }
+
+    /// A JWT made by hand, without the code under test.
+    fn forge(header: &Value, claims: &Value, secret: &str) -> String {
+        let part = |json: &Value| URL_SAFE_NO_PAD.encode(json.to_string());
+        let message = format!("{}.{}", part(header), part(claims));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(hmac::sign(&key, message.as_bytes())))
+    }
+
+    fn header() -> Value {
+        json!({"alg": "HS256", "kid": secret(SECRET).kid()})
+    }
+
+    fn claims() -> Value {
+        json!({"iss": "tombola", "aud": "tombola", "sub": "7", "iat": NOW, "nbf": NOW, "exp": NOW + 900,
+               "jti": "9", "roles": ["customer"]})
+    }
+
+    /// `base` with the members of `change`; null takes one out.
+    fn with(mut base: Value, change: Value) -> Value {
+        for (name, value) in change.as_object().unwrap() {
+            match value {
+                Value::Null => drop(base.as_object_mut().unwrap().remove(name)),
+                value => base[name] = value.clone(),
+            }
+        }
+        base
+    }
+
+    #[test]
+    fn a_token_says_what_was_issued() {
+        let (tokens, _) = tokens_at(NOW);
+        let roles = Roles::from_iter([Role::Operator, Role::Viewer]);
+        let issued = tokens.issue(UserId(42), roles, Duration::from_millis(60_900)).unwrap();
+        assert_eq!(issued.expires_at.timestamp(), NOW + 60);
+        let caller = Caller { user: UserId(42), roles, token: issued.id, expires_at: issued.expires_at };
+        assert_eq!(tokens.verify(&issued.token), Ok(caller));
+        assert_eq!(jsonwebtoken::decode_header(&issued.token).unwrap().kid, Some(secret(SECRET).kid()));
+    }
+
+    #[test]
+    fn another_library_may_write_tokens_with_our_secret() {
+        let (tokens, _) = tokens_at(NOW);
+        let caller = tokens.verify(&forge(&header(), &claims(), SECRET)).unwrap();
+        assert_eq!((caller.user, caller.token), (UserId(7), TokenId(9)));
+        let typed = with(header(), json!({"typ": "jwt"}));
+        let more = with(claims(), json!({"name": "al\"ice", "iss": "tombol\u{61}"}));
+        assert!(tokens.verify(&forge(&typed, &more, SECRET)).is_ok());
+    }
+
+    #[rstest]
+    #[case::alg_none(json!({"alg": "none"}), json!({}), Malformed)]
+    #[case::alg_hs512(json!({"alg": "HS512"}), json!({}), UnsupportedAlgorithm)]
+    #[case::alg_rs256(json!({"alg": "RS256"}), json!({}), UnsupportedAlgorithm)]
+    #[case::alg_missing(json!({"alg": null}), json!({}), Malformed)]
+    #[case::kid_unknown(json!({"kid": "other"}), json!({}), UnknownKey)]
+    #[case::kid_missing(json!({"kid": null}), json!({}), UnknownKey)]
+    #[case::key_by_address(json!({"kid": null, "jku": "https://evil.example/keys"}), json!({}), UnknownKey)]
+    #[case::critical_extension(json!({"crit": ["exp"]}), json!({}), Malformed)]
+    #[case::not_a_jwt(json!({"typ": "JOSE"}), json!({}), Malformed)]
+    #[case::expired(json!({}), json!({"exp": NOW - 60}), Expired)]
+    #[case::expired_at_the_leeway(json!({}), json!({"exp": NOW - 5}), Expired)]
+    #[case::exp_a_string(json!({}), json!({"exp": (NOW + 900).to_string()}), Malformed)]
+    #[case::exp_a_fraction(json!({}), json!({"exp": 1.9e9}), Malformed)]
+    #[case::exp_missing(json!({}), json!({"exp": null}), Malformed)]
+    #[case::exp_beyond_64_bits(json!({}), json!({"exp": u64::MAX}), Malformed)]
+    #[case::not_before_future(json!({}), json!({"nbf": NOW + 6}), NotYetValid)]
+    #[case::nbf_a_string(json!({}), json!({"nbf": "0"}), Malformed)]
+    #[case::nbf_missing(json!({}), json!({"nbf": null}), Malformed)]
+    #[case::issued_in_future(json!({}), json!({"iat": NOW + 6}), NotYetValid)]
+    #[case::audience(json!({}), json!({"aud": "tombola-ws"}), WrongAudience)]
+    #[case::audience_missing(json!({}), json!({"aud": null}), Malformed)]
+    #[case::issuer(json!({}), json!({"iss": "someone"}), WrongIssuer)]
+    #[case::subject_a_number(json!({}), json!({"sub": 7}), Malformed)]
+    #[case::subject_a_name(json!({}), json!({"sub": "alice"}), Malformed)]
+    #[case::no_token_id(json!({}), json!({"jti": null}), Malformed)]
+    #[case::unknown_role(json!({}), json!({"roles": ["root"]}), Malformed)]
+    fn a_bad_token_is_refused(
+        #[case] header_change: Value,
+        #[case] claims_change: Value,
+        #[case] refusal: TokenRefusal,
+    ) {
+        let (tokens, _) = tokens_at(NOW);
+        let token = forge(&with(header(), header_change), &with(claims(), claims_change), SECRET);
+        assert_eq!(tokens.verify(&token), Err(refusal));
+    }
+
+    #[rstest]
+    #[case::expired_within_the_leeway(json!({"exp": NOW - 4}))]
+    #[case::clock_behind_the_issuer(json!({"nbf": NOW + 5, "iat": NOW + 5}))]
+    fn clocks_may_differ_a_little(#[case] change: Value) {
+        let (tokens, _) = tokens_at(NOW);
+        assert!(tokens.verify(&forge(&header(), &with(claims(), change), SECRET)).is_ok());
+    }
+
+    #[test]
+    fn a_forged_signature_is_refused() {
+        let (tokens, _) = tokens_at(NOW);
+        let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap().token;
+        assert_eq!(tokens.verify(&forge(&header(), &claims(), OTHER)), Err(WrongSignature));
+        let (message, _) = issued.rsplit_once('.').unwrap();
+        assert_eq!(tokens.verify(&format!("{message}.")), Err(WrongSignature));
+        let (head, _) = message.split_once('.').unwrap();
+        let (_, signature) = issued.rsplit_once('.').unwrap();
+        let operator = with(claims(), json!({"roles": ["operator"]})).to_string();
+        let swapped = format!("{head}.{}.{signature}", URL_SAFE_NO_PAD.encode(operator));
+        assert_eq!(tokens.verify(&swapped), Err(WrongSignature));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        let (tokens, _) = tokens_at(NOW);
+        let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap().token;
+        for length in 0..issued.len() {
+            assert!(tokens.verify(&issued[..length]).is_err(), "{length} bytes of {issued}");
+        }
+        for garbage in ["", ".", "..", "...", "a.b.c", "é.é.é", &"x".repeat(10_000), &"e30.".repeat(200)] {
+            assert_eq!(tokens.verify(garbage), Err(Malformed), "{garbage}");
+        }
+        assert!(tokens.verify(&format!("{issued}=")).is_err());
+        assert!(tokens.verify(&format!("{issued}.x")).is_err());
+    }
+
+    #[test]
+    fn a_token_ends_with_the_clock() {
+        let (tokens, clock) = tokens_at(NOW);
+        let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap();
+        clock.0.store(NOW + 64, Ordering::Relaxed);
+        assert!(tokens.verify(&issued.token).is_ok());
+        clock.0.store(NOW + 65, Ordering::Relaxed);
+        assert_eq!(tokens.verify(&issued.token), Err(Expired));
+    }
+
+    #[test]
+    fn a_revoked_token_is_refused_and_forgotten_when_it_has_expired() {
+        let (tokens, clock) = tokens_at(NOW);
+        let issue = || tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap();
+        let (ended, other) = (issue(), issue());
+        tokens.revoke([(ended.id, ended.expires_at)]);
+        assert_eq!(tokens.verify(&ended.token), Err(Revoked));
+        assert!(tokens.verify(&other.token).is_ok());
+        tokens.forget_expired();
+        assert_eq!(tokens.verify(&ended.token), Err(Revoked));
+        clock.0.store(NOW + 65, Ordering::Relaxed);
+        tokens.forget_expired();
+        assert!(tokens.read().revoked.is_empty());
+    }
+
+    #[test]
+    fn a_previous_secret_is_accepted_but_does_not_sign() {
+        let (before, clock) = tokens_at(NOW);
+        let old = before.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap();
+        let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
+        let after = Tokens::new(&secret(OTHER), &[secret(SECRET)], clock, ids);
+        assert!(after.verify(&old.token).is_ok());
+        let new = after.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap();
+        assert_eq!(before.verify(&new.token), Err(UnknownKey));
+    }
+
+    #[test]
+    fn the_newest_settled_key_signs_and_a_retired_one_is_refused() {
+        let (tokens, clock) = tokens_at(NOW);
+        let signer = |tokens: &Tokens, now| tokens.read().signer(now).map(|key| key.kid.clone());
+        let key = |text, signs_from, retires_at| Key { signs_from, retires_at, ..Key::new(&secret(text)) };
+        tokens.replace_keys(vec![key(OTHER, NOW + 5, i64::MAX), key(SECRET, 0, NOW + 100)]);
+        assert_eq!(signer(&tokens, NOW), Some(secret(SECRET).kid()));
+        let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(900)).unwrap();
+        assert_eq!(signer(&tokens, NOW + 5), Some(secret(OTHER).kid()));
+        clock.0.store(NOW + 99, Ordering::Relaxed);
+        assert!(tokens.verify(&issued.token).is_ok());
+        clock.0.store(NOW + 100, Ordering::Relaxed);
+        assert_eq!(tokens.verify(&issued.token), Err(UnknownKey));
+        // The only key signs at once, however new.
+        tokens.replace_keys(vec![key(OTHER, NOW + 500, i64::MAX)]);
+        assert_eq!(signer(&tokens, NOW), Some(secret(OTHER).kid()));
+        tokens.replace_keys(Vec::new());
+        let issue = tokens.issue(UserId(1), Roles::default(), Duration::ZERO);
+        assert!(matches!(issue, Err(IssueError::NoKey)));
+    }
+
+    #[test]
+    fn a_secret_that_could_be_guessed_is_refused() {
+        let refusal = SigningSecret::new("0123456789abcdef0123456789abcde".into()).unwrap_err();
+        assert_eq!(refusal.length, 31);
+        assert!(refusal.to_string().contains("at least 32 bytes"), "{refusal}");
+    }
+}

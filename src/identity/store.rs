@@ -1,0 +1,164 @@
+//! Users in the database. A user is found by the provider that vouches for them and its name for them.
+
+use entities::users;
+use sea_orm::sea_query::Expr;
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, Statement,
+};
+
+use super::{Roles, User};
+use crate::db::DbFault;
+use crate::ids::UserId;
+
+/// Who vouches for a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Provider {
+    /// Nobody: whoever says a name is that user.
+    Dev,
+    /// The user knows the password.
+    Password,
+    /// Nobody can sign in: the user was made together with an access token.
+    Minted,
+}
+
+impl Provider {
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Password => "password",
+            Self::Minted => "minted",
+        }
+    }
+}
+
+/// A user and how they sign in.
+#[derive(Debug, Clone)]
+pub(super) struct Account {
+    pub(super) user: User,
+    pub(super) password_hash: Option<String>,
+    pub(super) has_logged_in: bool,
+}
+
+/// A user to be.
+#[derive(Debug, Clone)]
+pub(super) struct NewAccount {
+    pub(super) id: UserId,
+    pub(super) provider: Provider,
+    pub(super) subject: String,
+    pub(super) name: String,
+    pub(super) roles: Roles,
+    pub(super) password_hash: Option<String>,
+    pub(super) created_at: i64,
+}
+
+impl From<users::Model> for Account {
+    fn from(row: users::Model) -> Self {
+        let user = User { id: UserId(row.id), name: row.name, roles: Roles::from_words(&row.roles) };
+        Self { user, password_hash: row.password_hash, has_logged_in: row.first_login_at.is_some() }
+    }
+}
+
+impl From<NewAccount> for users::ActiveModel {
+    fn from(new: NewAccount) -> Self {
+        Self {
+            id: Set(new.id.0),
+            provider: Set(new.provider.word().to_owned()),
+            subject: Set(new.subject),
+            name: Set(new.name),
+            roles: Set(new.roles.words()),
+            password_hash: Set(new.password_hash),
+            first_login_at: Set(None),
+            created_at: Set(new.created_at),
+        }
+    }
+}
+
+/// The user whom `provider` calls `subject`.
+pub(super) async fn find(
+    connection: &impl ConnectionTrait,
+    provider: Provider,
+    subject: &str,
+) -> Result<Option<Account>, DbFault> {
+    let row = users::Entity::find()
+        .filter(users::Column::Provider.eq(provider.word()))
+        .filter(users::Column::Subject.eq(subject))
+        .one(connection)
+        .await?;
+    Ok(row.map(Account::from))
+}
+
+pub(super) async fn find_by_id(
+    connection: &impl ConnectionTrait,
+    id: UserId,
+) -> Result<Option<Account>, DbFault> {
+    Ok(users::Entity::find_by_id(id.0).one(connection).await?.map(Account::from))
+}
+
+/// Writes all of `accounts`; one that exists fails them all.
+pub(super) async fn insert(
+    connection: &impl ConnectionTrait,
+    accounts: impl IntoIterator<Item = NewAccount>,
+) -> Result<(), DbFault> {
+    let rows = accounts.into_iter().map(users::ActiveModel::from);
+    users::Entity::insert_many(rows).exec_without_returning(connection).await?;
+    Ok(())
+}
+
+/// Writes `account` unless its provider knows another by this subject.
+pub(super) async fn insert_if_absent(
+    connection: &impl ConnectionTrait,
+    account: NewAccount,
+) -> Result<(), DbFault> {
+    let backend = connection.get_database_backend();
+    let sql = match backend {
+        DbBackend::Postgres => {
+            "INSERT INTO users (id, provider, subject, name, roles, created_at) VALUES ($1, $2, $3, $4, $5, $6) \
+             ON CONFLICT DO NOTHING"
+        }
+        DbBackend::MySql => {
+            "INSERT IGNORE INTO users (id, provider, subject, name, roles, created_at) VALUES (?, ?, ?, ?, ?, ?)"
+        }
+        _ => {
+            "INSERT INTO users (id, provider, subject, name, roles, created_at) VALUES (?, ?, ?, ?, ?, ?) \
+             ON CONFLICT DO NOTHING"
+        }
+    };
+    let values = [
+        account.id.0.into(),
+        account.provider.word().into(),
+        account.subject.into(),
+        account.name.into(),
+        account.roles.words().into(),
+        account.created_at.into(),
+    ];
+    connection.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+    Ok(())
+}
+
+pub(super) async fn set_roles(
+    connection: &impl ConnectionTrait,
+    id: UserId,
+    roles: Roles,
+) -> Result<(), DbFault> {
+    users::Entity::update_many()
+        .col_expr(users::Column::Roles, Expr::value(roles.words()))
+        .filter(users::Column::Id.eq(id.0))
+        .exec(connection)
+        .await?;
+    Ok(())
+}
+
+/// Records a login at `now`; true exactly for the user's first.
+pub(super) async fn claim_first_login(
+    connection: &impl ConnectionTrait,
+    id: UserId,
+    now: i64,
+) -> Result<bool, DbFault> {
+    let claimed = users::Entity::update_many()
+        .col_expr(users::Column::FirstLoginAt, Expr::value(now))
+        .filter(users::Column::Id.eq(id.0))
+        .filter(users::Column::FirstLoginAt.is_null())
+        .exec(connection)
+        .await?;
+    Ok(claimed.rows_affected == 1)
+}

@@ -3,6 +3,7 @@
 //! Domain code has its own error enums and never mentions HTTP; each module's `api.rs` turns them into an
 //! [`ApiError`] by naming a [`Code`].
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
@@ -35,6 +36,11 @@ macro_rules! codes {
             /// Whether the same request may succeed later without being changed.
             pub const fn retryable(self) -> bool {
                 match self { $(Self::$variant => $retryable),+ }
+            }
+
+            /// Where it is explained (RFC 9457 `type`), relative to the server's root.
+            pub const fn type_uri(self) -> &'static str {
+                match self { $(Self::$variant => concat!("/docs/problems#", $word)),+ }
             }
 
             /// What it means, in a few words that never vary.
@@ -88,7 +94,7 @@ pub struct FieldError {
 pub struct ApiError {
     pub code: Code,
     /// This occurrence, for people.
-    pub detail: String,
+    pub detail: Cow<'static, str>,
     /// The members at fault, for `validation_failed`.
     pub errors: Vec<FieldError>,
     /// When to come back, for 429 and 503.
@@ -96,7 +102,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let retry_after_s = matches!(code.status(), 429 | 503).then_some(1);
         Self { code, detail: detail.into(), errors: Vec::new(), retry_after_s }
     }

@@ -6,6 +6,7 @@
 pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
 pub mod error; // every public error code with its status
 pub mod faults; // named places where tests make the server die, panic, wait or fail
+pub mod http; // every route, and what requests and answers have in common
 pub mod idempotency; // answers kept for repeats of a request
 pub mod identity; // users, sessions, roles
 pub mod ids; // typed ids over snowflakes, strings in JSON

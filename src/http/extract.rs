@@ -1,0 +1,440 @@
+//! Parsed pieces of a request: bodies, path ids, idempotency keys. What arrives in a handler needs no second look.
+//!
+//! Bodies are read under a size limit and an overall deadline, because the framework limits only the head's time
+//! (RELIABILITY R21). Checks of values are plain functions behind [`Validate`] rather than derived: most rules here
+//! span members (an end after a start), and the error pointers must be the wire's names.
+
+use std::future::{Ready, ready};
+use std::str::FromStr;
+use std::time::Duration;
+
+use actix_web::dev::Payload;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
+use actix_web::web::{Bytes, BytesMut, Data};
+use actix_web::{FromRequest, HttpRequest};
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+
+use crate::error::{ApiError, Code, FieldError};
+use crate::idempotency::RequestKey;
+use crate::ids::UserId;
+
+/// The largest body of most requests, in bytes.
+pub const BODY_LIMIT: usize = 4096;
+
+/// How long a whole body may take; kept as application data.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyDeadline(pub Duration);
+
+/// A body that knows its rules.
+pub trait Validate {
+    /// Names every member that is not acceptable.
+    fn validate(&self, errors: &mut Vec<FieldError>);
+}
+
+/// A JSON body of at most `LIMIT` bytes, checked.
+///
+/// `T` denies unknown fields: a typo must not pass as an absent option.
+#[derive(Debug)]
+pub struct JsonBody<T, const LIMIT: usize = BODY_LIMIT> {
+    pub value: T,
+    /// SHA-256 of the body as it was sent.
+    pub fingerprint: [u8; 32],
+}
+
+/// The body of a request whose members are all optional: nothing, or as [`JsonBody`].
+#[derive(Debug)]
+pub struct OptionalBody<T, const LIMIT: usize = BODY_LIMIT> {
+    pub value: T,
+    /// SHA-256 of the body as it was sent.
+    pub fingerprint: [u8; 32],
+}
+
+impl<T: DeserializeOwned + Validate + 'static, const LIMIT: usize> FromRequest for JsonBody<T, LIMIT> {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (req, payload) = (req.clone(), payload.take());
+        Box::pin(async move {
+            let body = read(&req, payload, LIMIT).await?;
+            is_json(req.headers())?;
+            Ok(Self { value: parse(&body)?, fingerprint: sha256(&body) })
+        })
+    }
+}
+
+impl<T, const LIMIT: usize> FromRequest for OptionalBody<T, LIMIT>
+where
+    T: DeserializeOwned + Default + Validate + 'static,
+{
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (req, payload) = (req.clone(), payload.take());
+        Box::pin(async move {
+            let body = if has_body(req.headers()) { read(&req, payload, LIMIT).await? } else { Bytes::new() };
+            let value = if body.is_empty() {
+                T::default()
+            } else {
+                is_json(req.headers())?;
+                parse(&body)?
+            };
+            Ok(Self { value, fingerprint: sha256(&body) })
+        })
+    }
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING)
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
+}
+
+/// Reads a whole body, refusing what is too large or too slow.
+async fn read(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes, ApiError> {
+    if req.headers().get(CONTENT_ENCODING).is_some_and(|coding| coding.as_bytes() != b"identity") {
+        return Err(ApiError::new(Code::UnsupportedMediaType, "Send the body without a content coding"));
+    }
+    let too_large = || ApiError::new(Code::BodyTooLarge, format!("The body may have up to {limit} bytes"));
+    let declared = req.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if declared.is_some_and(|declared: u64| declared > limit as u64) {
+        return Err(too_large());
+    }
+    let deadline = req.app_data::<Data<BodyDeadline>>().map_or(Duration::from_secs(3), |deadline| deadline.0);
+    let reading = async {
+        let mut payload = payload;
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.map_err(|error| {
+                ApiError::new(Code::MalformedRequest, format!("The body cannot be read: {error}"))
+            })?;
+            if whole.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(whole.freeze())
+    };
+    match actix_web::rt::time::timeout(deadline, reading).await {
+        Ok(read) => read,
+        Err(_) => {
+            let detail = format!("The whole body must arrive within {} ms", deadline.as_millis());
+            Err(ApiError::new(Code::RequestTimeout, detail))
+        }
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let declared = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = declared.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(ApiError::new(Code::UnsupportedMediaType, "Send the body as application/json"))
+    }
+}
+
+fn parse<T: DeserializeOwned + Validate>(body: &[u8]) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| refusal(&error))?;
+    json.end().map_err(|error| malformed(&error))?;
+    // What is derived for a struct also reads its members from an array, in order of declaration.
+    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(ApiError::invalid("", "expected an object"));
+    }
+    let mut errors = Vec::new();
+    value.validate(&mut errors);
+    if errors.is_empty() { Ok(value) } else { Err(ApiError::invalid_all(errors)) }
+}
+
+fn malformed(error: &serde_json::Error) -> ApiError {
+    ApiError::new(Code::MalformedRequest, format!("The body is not JSON: {error}"))
+}
+
+fn refusal(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let json = error.inner();
+    if !json.is_data() {
+        return malformed(json);
+    }
+    let message = json.to_string();
+    // Where in the text it is says less than the pointer.
+    let detail = message.rsplit_once(" at line ").map_or(message.as_str(), |(detail, _)| detail);
+    ApiError::invalid(pointer(error.path(), detail), detail)
+}
+
+/// The JSON pointer (RFC 6901) of the member that `detail` complains about.
+fn pointer(path: &serde_path_to_error::Path, detail: &str) -> String {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    let mut push = |name: &str| {
+        pointer.push('/');
+        pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
+    };
+    let mut last = None;
+    for segment in path {
+        match segment {
+            Segment::Map { key } => push(key),
+            Segment::Seq { index } => push(&index.to_string()),
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+        last = Some(segment);
+    }
+    // For a missing or doubled member the path ends at its parent.
+    if let Some(named) = named_member(detail)
+        && !matches!(last, Some(Segment::Map { key }) if key == named)
+    {
+        push(named);
+    }
+    pointer
+}
+
+/// The member that serde names in "unknown field `x`, …" and its like.
+pub(super) fn named_member(detail: &str) -> Option<&str> {
+    let rest = ["unknown field `", "missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|start| detail.strip_prefix(start))?;
+    rest.split_once('`').map(|(name, _)| name)
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    fingerprint
+}
+
+/// The id in the path; a malformed one names nothing, so it answers 404.
+#[derive(Debug, Clone, Copy)]
+pub struct PathId<T>(pub T);
+
+impl<T: FromStr> FromRequest for PathId<T> {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let id = req.match_info().get("id").and_then(|id| id.parse().ok());
+        ready(id.map(Self).ok_or_else(|| ApiError::new(Code::NotFound, "There is nothing with this id")))
+    }
+}
+
+/// The `Idempotency-Key` header, if it was sent: bare, or quoted as a structured-field string.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdempotencyKey(pub Option<String>);
+
+impl FromRequest for IdempotencyKey {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let mut values = req.headers().get_all("idempotency-key");
+        ready(match (values.next(), values.next()) {
+            (None, _) => Ok(Self(None)),
+            (Some(value), None) => match idempotency_key(value.as_bytes()) {
+                Some(key) => Ok(Self(Some(key))),
+                None => Err(ApiError::new(
+                    Code::MalformedRequest,
+                    "Idempotency-Key: 1 to 128 visible ASCII characters, bare or quoted",
+                )),
+            },
+            (Some(_), Some(_)) => {
+                Err(ApiError::new(Code::MalformedRequest, "Idempotency-Key: send only one"))
+            }
+        })
+    }
+}
+
+fn idempotency_key(value: &[u8]) -> Option<String> {
+    let key = match value {
+        [b'"', inner @ .., b'"'] => unquote(inner)?,
+        bare => bare.to_vec(),
+    };
+    let visible = key.iter().all(u8::is_ascii_graphic);
+    if (1..=128).contains(&key.len()) && visible { String::from_utf8(key).ok() } else { None }
+}
+
+/// The text of a structured-field string (RFC 9651), in which `\` may stand only before `"` and `\`.
+fn unquote(inner: &[u8]) -> Option<Vec<u8>> {
+    let mut text = Vec::with_capacity(inner.len());
+    let mut bytes = inner.iter();
+    while let Some(&byte) = bytes.next() {
+        match byte {
+            b'\\' => text.push(*bytes.next().filter(|next| matches!(next, b'"' | b'\\'))?),
+            b'"' => return None,
+            other => text.push(other),
+        }
+    }
+    Some(text)
+}
+
+impl IntoParams for IdempotencyKey {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let schema = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(130));
+        let parameter = ParameterBuilder::new()
+            .name("Idempotency-Key")
+            .parameter_in(ParameterIn::Header)
+            .description(Some("Repeats with the same key and body answer as the first did, for 24 hours."))
+            .schema(Some(schema.pattern(Some(r"^[!-~]+$"))))
+            .build();
+        vec![parameter]
+    }
+}
+
+/// What a repeat of this request is recognised by, if the client asked for it.
+pub fn request_key(
+    caller: UserId,
+    req: &HttpRequest,
+    key: &IdempotencyKey,
+    fingerprint: [u8; 32],
+) -> Option<RequestKey> {
+    let key = key.0.as_deref()?;
+    let route = format!("{} {}", req.method(), req.path());
+    Some(RequestKey::new(caller, &route, key, fingerprint))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Order {
+        #[serde(default)]
+        items: Vec<Item>,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Item {
+        quantity: u8,
+    }
+
+    impl Validate for Order {
+        fn validate(&self, errors: &mut Vec<FieldError>) {
+            if self.items.iter().any(|item| item.quantity == 0) {
+                errors.push(FieldError { pointer: "/items".into(), detail: "at least one each".into() });
+            }
+        }
+    }
+
+    async fn order(request: TestRequest, body: &str) -> Result<Order, ApiError> {
+        let request = request.set_payload(body.to_owned());
+        let (req, mut payload) = request.to_http_parts();
+        JsonBody::<Order, 64>::from_request(&req, &mut payload).await.map(|body| body.value)
+    }
+
+    fn json() -> TestRequest {
+        TestRequest::post().insert_header((CONTENT_TYPE, "application/json; charset=utf-8"))
+    }
+
+    #[actix_web::test]
+    async fn a_body_is_parsed_or_refused_with_a_pointer() {
+        let one = Order { items: vec![Item { quantity: 1 }] };
+        assert_eq!(order(json(), r#"{"items":[{"quantity":1}]}"#).await, Ok(one));
+
+        let too_long = format!(r#"{{"items":[]}}{}"#, " ".repeat(60));
+        let nested = "[".repeat(60);
+        for (body, code, pointer) in [
+            ("", Code::MalformedRequest, None),
+            ("{", Code::MalformedRequest, None),
+            ("{} {}", Code::MalformedRequest, None),
+            (r#"{"items":[{"quantity":1}]"#, Code::MalformedRequest, None),
+            ("[]x", Code::MalformedRequest, None),
+            (&too_long, Code::BodyTooLarge, None),
+            (&nested, Code::ValidationFailed, Some("/0/0/0")),
+            ("[[]]", Code::ValidationFailed, Some("")),
+            ("null", Code::ValidationFailed, Some("")),
+            ("3", Code::ValidationFailed, Some("")),
+            (r#"{"itmes":[]}"#, Code::ValidationFailed, Some("/itmes")),
+            (r#"{"items":[{}]}"#, Code::ValidationFailed, Some("/items/0/quantity")),
+            (r#"{"items":[{"quantity":"1"}]}"#, Code::ValidationFailed, Some("/items/0/quantity")),
+            (r#"{"items":[{"quantity":256}]}"#, Code::ValidationFailed, Some("/items/0/quantity")),
+            (r#"{"items":[{"quantity":1,"x/y":2}]}"#, Code::ValidationFailed, Some("/items/0/x~1y")),
+            (r#"{"items":[],"items":[]}"#, Code::ValidationFailed, Some("/items")),
+            (r#"{"items":[{"quantity":0}]}"#, Code::ValidationFailed, Some("/items")),
+        ] {
+            let error = order(json(), body).await.unwrap_err();
+            assert_eq!(error.code, code, "{body}: {error}");
+            assert_eq!(error.errors.first().map(|error| error.pointer.as_str()), pointer, "{body}: {error}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn only_plain_json_is_read() {
+        let text = TestRequest::post().insert_header((CONTENT_TYPE, "text/plain"));
+        assert_eq!(order(text, "{}").await.unwrap_err().code, Code::UnsupportedMediaType);
+        assert_eq!(order(TestRequest::post(), "{}").await.unwrap_err().code, Code::UnsupportedMediaType);
+        let gzip = json().insert_header((CONTENT_ENCODING, "gzip"));
+        assert_eq!(order(gzip, "{}").await.unwrap_err().code, Code::UnsupportedMediaType);
+        let (req, mut payload) = json().insert_header((CONTENT_LENGTH, "4097")).to_http_parts();
+        let declared = JsonBody::<Order>::from_request(&req, &mut payload).await.unwrap_err();
+        assert_eq!(declared.code, Code::BodyTooLarge);
+    }
+
+    #[actix_web::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        let req = json()
+            .app_data(Data::new(BodyDeadline(Duration::from_millis(20))))
+            .insert_header((CONTENT_LENGTH, "2"))
+            .to_http_request();
+        let endless = futures_util::stream::pending::<Result<Bytes, actix_web::error::PayloadError>>();
+        let mut payload: Payload = Payload::Stream { payload: Box::pin(endless) };
+        let error = JsonBody::<Order>::from_request(&req, &mut payload).await.unwrap_err();
+        assert_eq!(error.code, Code::RequestTimeout);
+    }
+
+    #[actix_web::test]
+    async fn no_body_is_an_empty_object_where_all_is_optional() {
+        for (request, body, ok) in [
+            (TestRequest::post(), "", true),
+            (json().insert_header((CONTENT_LENGTH, "2")), "{}", true),
+            (json().insert_header((CONTENT_LENGTH, "7")), r#"{"x":1}"#, false),
+            (TestRequest::post().insert_header((CONTENT_LENGTH, "2")), "{}", false),
+        ] {
+            let (req, mut payload) = request.set_payload(body).to_http_parts();
+            let read = OptionalBody::<Order>::from_request(&req, &mut payload).await;
+            assert_eq!(read.is_ok(), ok, "{body}: {read:?}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn an_idempotency_key_is_bare_or_quoted() {
+        let long = "k".repeat(129);
+        for (sent, key) in [
+            (None, Ok(None)),
+            (Some("abc"), Ok(Some("abc"))),
+            (Some("\"abc\""), Ok(Some("abc"))),
+            (Some(r#""a\"b""#), Ok(Some("a\"b"))),
+            (Some(&long[..128]), Ok(Some(&long[..128]))),
+            (Some(&long), Err(())),
+            (Some(""), Err(())),
+            (Some("\"\""), Err(())),
+            (Some("a b"), Err(())),
+            (Some(r#""a"b""#), Err(())),
+        ] {
+            let mut request = TestRequest::post();
+            if let Some(sent) = sent {
+                request = request.insert_header(("Idempotency-Key", sent));
+            }
+            let extracted = IdempotencyKey::extract(&request.to_http_request()).await;
+            let extracted = extracted.map_err(|error| assert_eq!(error.code, Code::MalformedRequest));
+            assert_eq!(extracted, key.map(|key| IdempotencyKey(key.map(str::to_owned))), "{sent:?}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_malformed_id_names_nothing() {
+        for (id, found) in [("7", Some(UserId(7))), ("x", None), ("-1", None), ("99999999999999999999", None)]
+        {
+            let req = TestRequest::get().param("id", id).to_http_request();
+            let extracted = PathId::<UserId>::extract(&req).await.map(|id| id.0);
+            assert_eq!(extracted.map_err(|error| error.code), found.ok_or(Code::NotFound));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! HTTP: every route, and what requests and answers have in common.
+//!
+//! A module's `api.rs` writes handlers and mounts them in [`routes`], the one page with every route:
+//!
+//! ```ignore
+//! refusals!(TakeRefusals: SoldOut, TakeLimitReached, ActivityNotRunning, Overloaded);
+//!
+//! /// Takes one token from the activity's drum.
+//! #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = TakeBody,
+//!     responses((status = 201, description = "Yours", body = TakeView), TakeRefusals))]
+//! #[post("/activities/{id}/takes")]
+//! pub async fn take(
+//!     stock: Data<StockService>,
+//!     req: HttpRequest,
+//!     caller: Caller,                      // 401; Staff and Operator: 403 as well
+//!     id: PathId<ActivityId>,              // 404
+//!     key: IdempotencyKey,                 // 400
+//!     body: OptionalBody<TakeBody>,        // 400, 408, 413, 415, 422; JsonBody where something is required
+//! ) -> ApiResult<HttpResponse> {
+//!     let key = request_key(caller.user, &req, &key, body.fingerprint);
+//!     Ok(HttpResponse::Created().json(stock.take(caller, id.0, key).await?))
+//! }
+//! ```
+//!
+//! - Refusals are [`ApiError`](crate::error::ApiError)s; [`problem`] turns each into problem+json.
+//! - Bodies derive `Deserialize` with `#[serde(deny_unknown_fields)]` and `ToSchema`, and implement [`Validate`].
+//! - Lists take [`ListQuery<Filter>`](ListQuery), read [`Page::rows`] rows behind [`Page::after`] and answer
+//!   [`Page::list`]; their `params(Page, Filter)`. Other queries take [`Query<T>`](Query).
+//! - [`openapi`] adds the bearer token (a public handler says `security(())`), the path's `{id}` and the refusals
+//!   that the extractors bring; a handler documents only its own, with `refusals!`.
+//! - `POST /sessions` takes [`SignIn`] first, which counts the address.
+
+mod auth;
+mod edge;
+mod extract;
+mod health;
+mod limit;
+pub mod openapi;
+mod page;
+mod problem;
+mod routes;
+mod server;
+
+pub use auth::{Operator, SignIn, Staff};
+pub use extract::{
+    BODY_LIMIT, BodyDeadline, IdempotencyKey, JsonBody, OptionalBody, PathId, Validate, request_key,
+};
+pub use health::{Check, Readiness, ReadinessReport};
+pub use limit::{RateLimitSettings, RateLimits};
+pub use page::{List, ListQuery, NoFilter, Page, Query};
+pub use problem::{ApiResult, PROBLEM_JSON, Problem};
+pub use server::{HttpSettings, Listening, document, start};

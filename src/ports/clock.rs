@@ -2,8 +2,9 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 
 /// An instant in UTC, with microseconds: what the database keeps and RFC 3339 shows.
 pub type Timestamp = DateTime<Utc>;
@@ -25,6 +26,33 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that asks the operating system")]
     fn now(&self) -> Timestamp {
         Utc::now().trunc_subsecs(6)
+    }
+}
+
+/// A clock that stands still until it is set, for tests.
+#[derive(Debug)]
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    /// A clock that shows `now`.
+    pub fn new(now: Timestamp) -> Self {
+        Self(AtomicI64::new(to_micros(now)))
+    }
+
+    /// Shows `now` from here on.
+    pub fn set(&self, now: Timestamp) {
+        self.0.store(to_micros(now), Ordering::Release);
+    }
+
+    /// Goes forward (or back) by `step`.
+    pub fn advance(&self, step: TimeDelta) {
+        self.set(self.now() + step);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        from_micros(self.0.load(Ordering::Acquire))
     }
 }
 

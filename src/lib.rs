@@ -3,6 +3,7 @@
 //! Stock is a drum of numbered tokens, and each sale draws exactly one. README.md tells one sale end to end;
 //! this page is the table of contents.
 
+pub mod activity; // campaigns: what is on offer, when, to whom, how many each
 pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
 pub mod error; // every public error code with its status
 pub mod faults; // named places where tests make the server die, panic, wait or fail

@@ -11,6 +11,7 @@ pub mod http; // every route, and what requests and answers have in common
 pub mod idempotency; // answers kept for repeats of a request
 pub mod identity; // users, sessions, roles
 pub mod ids; // typed ids over snowflakes, strings in JSON
+pub mod jobs; // periodic work that one node does for all
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
 pub mod stock; // which token and which take number the next take gets

@@ -1,0 +1,118 @@
+//! Runners beside each other on one database.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::activity::machine::State;
+use crate::activity::tests::{END, START, Story};
+use crate::db::Database;
+use crate::ids::ActivityId;
+
+const PERIOD: Duration = Duration::from_millis(10);
+
+struct Node {
+    runs: Arc<AtomicUsize>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    /// A node whose job counts its runs; the first of them panics.
+    fn start(db: &Database, holder: i64, lease_margin: Duration) -> Self {
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counter = runs.clone();
+        let job = Job::new("count", PERIOD, move || {
+            let run = counter.fetch_add(1, Ordering::Relaxed);
+            async move { if run == 0 { panic!("the first run") } else { Ok(()) } }
+        });
+        let stop = CancellationToken::new();
+        let runner = Runner::new(db.clone(), holder, vec![job]).lease_margin(lease_margin);
+        let task = tokio::spawn(runner.run(stop.clone()));
+        Self { runs, stop, task }
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.load(Ordering::Relaxed)
+    }
+
+    async fn has_run(&self, times: usize) {
+        let waiting = async {
+            while self.runs() < times {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("the job runs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_node_runs_a_job_and_another_takes_it_over() {
+    let story = Story::begin().await;
+    let first = Node::start(&story.db, 1, Duration::from_secs(60));
+    first.has_run(2).await;
+    let second = Node::start(&story.db, 2, Duration::from_millis(400));
+    first.has_run(20).await;
+    assert_eq!(second.runs(), 0);
+
+    // One that stops gives the job back …
+    first.stop.cancel();
+    first.task.await.unwrap();
+    // (for longer than one lease, hence renewed)
+    second.has_run(50).await;
+
+    // … one that dies loses it in time.
+    second.task.abort();
+    let third = Node::start(&story.db, 3, Duration::from_secs(60));
+    third.has_run(1).await;
+    let runs = second.runs();
+    third.has_run(5).await;
+    assert_eq!(second.runs(), runs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_that_start_at_once_one_gets_the_job() {
+    let story = Story::begin().await;
+    let nodes: Vec<Node> =
+        (1..=8).map(|holder| Node::start(&story.db, holder, Duration::from_secs(60))).collect();
+    let busy = |nodes: &[Node]| nodes.iter().filter(|node| node.runs() > 0).count();
+    while nodes.iter().map(Node::runs).sum::<usize>() < 20 {
+        tokio::time::sleep(PERIOD).await;
+    }
+    assert_eq!(busy(&nodes), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn activities_start_and_close_on_time() {
+    let story = Story::begin().await;
+    let mut ids = Vec::new();
+    for _ in 0..23 {
+        ids.push(story.approved().await);
+    }
+    let draft = story.create().await;
+    let job = activity_states(story.activities.clone(), PERIOD);
+    let all = async |ids: &[ActivityId], state| {
+        for &id in ids {
+            assert_eq!(story.state(id).await, state);
+        }
+    };
+
+    job.run_once().await.unwrap();
+    all(&ids, State::Approved).await;
+    story.clock.set(START);
+    job.run_once().await.unwrap();
+    all(&ids, State::Running).await;
+    story.clock.set(END - TimeDelta::microseconds(1));
+    let late = story.approved().await;
+    job.run_once().await.unwrap();
+    all(&[late], State::Running).await;
+    story.clock.set(END);
+    job.run_once().await.unwrap();
+    all(&ids, State::Closed).await;
+    assert_eq!(story.state(draft).await, State::Editing);
+}

@@ -6,9 +6,12 @@
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{health, openapi, problem};
+use crate::identity::api as identity;
 
 /// Everything under `/api/v1`.
-pub(super) fn api(_routes: &mut ServiceConfig<'_>) {}
+pub(super) fn api(routes: &mut ServiceConfig<'_>) {
+    routes.service(identity::sign_in).service(identity::sign_out).service(identity::me);
+}
 
 /// What operators, load balancers and monitoring ask.
 pub(super) fn operating(routes: &mut ServiceConfig<'_>) {

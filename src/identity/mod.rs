@@ -5,6 +5,7 @@
 //! tokens ended before their time) and brings it to [`Tokens`] every second. [`IdentityService`] is the front door:
 //! logins, new users, logout.
 
+pub(crate) mod api;
 mod crypto;
 mod keys;
 mod model;

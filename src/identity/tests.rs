@@ -1,62 +1,79 @@
-//! Stories of users and sessions against a database of their own.
+//! Stories of users and sessions, each on a new database of every kind there is: `tests/run` starts them all, a plain
+//! `cargo test` has SQLite only.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use futures_util::{TryStreamExt, future};
-use sea_orm::{EntityTrait, PaginatorTrait};
+use rstest::rstest;
+use sea_orm::{ConnectionTrait, EntityTrait, PaginatorTrait};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::*;
 use crate::db::{Database, DatabaseSettings, DbFault};
 use crate::ids::{Ids, UserId};
-use crate::ports::clock::{Clock, Timestamp};
+use crate::ports::clock::{ManualClock, Timestamp};
+use Engine::{MariaDb, Postgres, Sqlite};
 
 const TTL: Duration = Duration::from_secs(900);
 
-#[derive(Debug)]
-struct Micros(AtomicI64);
-
-impl Micros {
-    fn advance(&self, by: Duration) {
-        self.0.fetch_add(i64::try_from(by.as_micros()).unwrap(), Ordering::Relaxed);
-    }
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Engine {
+    Sqlite,
+    Postgres,
+    MariaDb,
 }
 
-impl Clock for Micros {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_timestamp_micros(self.0.load(Ordering::Relaxed)).unwrap()
-    }
-}
-
-struct Story {
+pub(super) struct Story {
     _directory: TempDir,
     db: Database,
-    clock: Arc<Micros>,
-    identity: IdentityService,
-    tokens: TokenStore,
+    clock: Arc<ManualClock>,
+    pub(super) identity: IdentityService,
+    pub(super) tokens: TokenStore,
 }
 
 impl Story {
-    async fn begin() -> Self {
+    /// None if `engine` was not started for us.
+    pub(super) async fn begin(engine: Engine) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", directory.path().join("identity.db").display());
+        let url = match engine {
+            Sqlite => format!("sqlite://{}", directory.path().join("identity.db").display()),
+            Postgres => new_database("TOMBOLA_TEST_POSTGRES_URL").await?,
+            MariaDb => new_database("TOMBOLA_TEST_MARIADB_URL").await?,
+        };
         let settings = DatabaseSettings::new(&url.into()).unwrap();
         let db = Database::connect(settings, Handle::current()).await.unwrap();
         db.migrate().await.unwrap();
-        let clock = Arc::new(Micros(AtomicI64::new(1_800_000_000_000_000)));
+        let clock = Arc::new(ManualClock::new(Timestamp::from_timestamp(1_800_000_000, 0).unwrap()));
         let tokens = node(&db, &clock, 1).await;
         let ids = Ids::new(2, clock.as_ref(), Duration::from_secs(600));
         let identity = IdentityService::new(db.clone(), tokens.clone(), TTL, true, clock.clone(), ids);
-        Self { _directory: directory, db, clock, identity, tokens }
+        Some(Self { _directory: directory, db, clock, identity, tokens })
+    }
+
+    pub(super) fn without_dev_login(mut self) -> Self {
+        let ids = Ids::new(3, self.clock.as_ref(), Duration::from_secs(600));
+        let (db, tokens, clock) = (self.db.clone(), self.tokens.clone(), self.clock.clone());
+        self.identity = IdentityService::new(db, tokens, TTL, false, clock, ids);
+        self
     }
 }
 
+/// The URL of a new database on the server that the environment variable names.
+async fn new_database(server: &str) -> Option<String> {
+    let server = std::env::var(server).ok()?;
+    let name = format!("identity_{}", uuid::Uuid::now_v7().simple());
+    let connection = sea_orm::Database::connect(&server).await.unwrap();
+    connection.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
+    connection.close().await.unwrap();
+    Some(format!("{}/{name}", server.rsplit_once('/').unwrap().0))
+}
+
 /// Another node's view of the same keys and revocations.
-async fn node(db: &Database, clock: &Arc<Micros>, number: i32) -> TokenStore {
+async fn node(db: &Database, clock: &Arc<ManualClock>, number: i32) -> TokenStore {
     let ids = Ids::new(number, clock.as_ref(), Duration::from_secs(600));
     TokenStore::open(db.clone(), SigningKeys::InDatabase, TTL, clock.clone(), ids).await.unwrap()
 }
@@ -69,9 +86,10 @@ fn customer() -> Roles {
     Role::Customer.into()
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn of_twenty_concurrent_logins_one_is_the_first() {
-    let story = Story::begin().await;
+async fn of_twenty_concurrent_logins_one_is_the_first(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let Some(story) = Story::begin(engine).await else { return };
     let logins = (0..20).map(|_| {
         let identity = story.identity.clone();
         tokio::spawn(async move { identity.dev_login(name("alice"), customer()).await.unwrap() })
@@ -97,9 +115,10 @@ async fn of_twenty_concurrent_logins_one_is_the_first() {
     assert_eq!(events[0]["data"]["user_id"], id.to_string());
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dev_login_says_what_the_user_may_do() {
-    let story = Story::begin().await;
+async fn a_dev_login_says_what_the_user_may_do(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let Some(story) = Story::begin(engine).await else { return };
     let first = story.identity.dev_login(name("alice"), customer()).await.unwrap();
     let operator = Roles::from_iter([Role::Customer, Role::Operator]);
     let second = story.identity.dev_login(name("alice"), operator).await.unwrap();
@@ -110,19 +129,10 @@ async fn a_dev_login_says_what_the_user_may_do() {
     assert_eq!(user, User { id: first.user.id, name: "alice".into(), roles: operator });
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn the_dev_login_can_be_switched_off() {
-    let story = Story::begin().await;
-    let ids = Ids::new(3, story.clock.as_ref(), Duration::from_secs(600));
-    let strict = IdentityService::new(story.db, story.tokens, TTL, false, story.clock, ids);
-    let refused = strict.dev_login(name("alice"), customer()).await.unwrap_err();
-    assert!(matches!(refused, IdentityError::DevLoginDisabled));
-    assert!(refused.to_string().contains("auth.dev_login"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_operator_logs_in_with_a_password() {
-    let story = Story::begin().await;
+async fn an_operator_logs_in_with_a_password(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let Some(story) = Story::begin(engine).await else { return };
     let identity = &story.identity;
     let password = || NewPassword::parse("correct horse".into()).unwrap();
     let added = identity.add_user(&name("olga"), Role::Operator.into(), password()).await.unwrap();
@@ -143,9 +153,10 @@ async fn an_operator_logs_in_with_a_password() {
     }
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_logout_ends_the_session_on_every_node() {
-    let story = Story::begin().await;
+async fn a_logout_ends_the_session_on_every_node(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let Some(story) = Story::begin(engine).await else { return };
     let elsewhere = node(&story.db, &story.clock, 4).await;
     let session = story.identity.dev_login(name("alice"), customer()).await.unwrap();
     let other = story.identity.dev_login(name("alice"), customer()).await.unwrap();
@@ -160,38 +171,42 @@ async fn a_logout_ends_the_session_on_every_node() {
     assert_eq!(restarted.tokens().verify(&session.token.token), Err(TokenRefusal::Revoked));
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_rotate_without_refusing_anyone() {
-    let story = Story::begin().await;
+async fn keys_rotate_without_refusing_anyone(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let Some(story) = Story::begin(engine).await else { return };
     let elsewhere = node(&story.db, &story.clock, 4).await;
     let issue = |store: &TokenStore| store.tokens().issue(UserId(1), customer(), TTL).unwrap().token;
     let kid = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid;
     let old = issue(&story.tokens);
     assert_eq!(kid(&old), kid(&issue(&elsewhere)));
-    story.clock.advance(Duration::from_secs(60));
+    story.clock.advance(TimeDelta::seconds(60));
     story.tokens.rotate().await.unwrap();
     assert_eq!(kid(&issue(&story.tokens)), kid(&old), "the new key settles first");
-    story.clock.advance(Duration::from_secs(5));
+    story.clock.advance(TimeDelta::seconds(5));
     let new = issue(&story.tokens);
     assert_ne!(kid(&new), kid(&old));
     assert_eq!(elsewhere.tokens().verify(&new), Err(TokenRefusal::UnknownKey));
     elsewhere.refresh().await.unwrap();
     assert!(elsewhere.tokens().verify(&new).is_ok() && elsewhere.tokens().verify(&old).is_ok());
-    story.clock.advance(TTL);
+    story.clock.advance(TimeDelta::from_std(TTL).unwrap());
     let late = issue(&elsewhere);
     assert_eq!(kid(&late), kid(&new));
     assert_eq!(elsewhere.tokens().verify(&old), Err(TokenRefusal::UnknownKey));
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_of_an_unknown_key_makes_the_node_look_at_once() {
-    let story = Story::begin().await;
+async fn a_token_of_an_unknown_key_makes_the_node_look_at_once(
+    #[values(Sqlite, Postgres, MariaDb)] engine: Engine,
+) {
+    let Some(story) = Story::begin(engine).await else { return };
     let elsewhere = node(&story.db, &story.clock, 4).await;
     let keeper = elsewhere.clone();
     let keeping = tokio::spawn(async move { keeper.keep_fresh().await });
-    story.clock.advance(Duration::from_secs(60));
+    story.clock.advance(TimeDelta::seconds(60));
     story.tokens.rotate().await.unwrap();
-    story.clock.advance(Duration::from_secs(5));
+    story.clock.advance(TimeDelta::seconds(5));
     let new = story.tokens.tokens().issue(UserId(1), customer(), TTL).unwrap().token;
     let seen = async {
         while elsewhere.tokens().verify(&new).is_err() {
@@ -202,9 +217,12 @@ async fn a_token_of_an_unknown_key_makes_the_node_look_at_once() {
     keeping.abort();
 }
 
+#[rstest]
 #[tokio::test(flavor = "multi_thread")]
-async fn minted_customers_exist_and_their_tokens_are_good() {
-    let story = Story::begin().await;
+async fn minted_customers_exist_and_their_tokens_are_good(
+    #[values(Sqlite, Postgres, MariaDb)] engine: Engine,
+) {
+    let Some(story) = Story::begin(engine).await else { return };
     let portions = story.identity.mint_customers(2_500, TTL);
     let tokens = portions.try_concat().await.unwrap();
     assert_eq!(tokens.len(), 2_500);

@@ -187,7 +187,7 @@ impl TokenStore {
         let secret = SigningSecret::random().map_err(|_| TokenStoreError::NoRandomness)?;
         let now = to_micros(self.0.clock.now());
         let young_from = life.map_or(i64::MAX, |life| now - micros(life));
-        let retires_at = now + micros(KEY_SETTLES) + micros(self.0.token_ttl);
+        let retires_at = (now + micros(KEY_SETTLES)).saturating_add(micros(self.0.token_ttl));
         let renew = self.0.db.transaction(move |tx| {
             let secret = secret.clone();
             async move {

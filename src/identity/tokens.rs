@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ struct State {
 }
 
 /// A token for its bearer.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AccessToken {
     pub token: String,
     pub expires_at: Timestamp,
@@ -125,22 +126,21 @@ impl Tokens {
     pub fn issue(&self, user: UserId, roles: Roles, ttl: Duration) -> Result<AccessToken, IssueError> {
         let now = self.now();
         let id = self.0.ids.next()?;
-        let expires_at = self.0.clock.now() + ttl;
-        let expires_at = Timestamp::from_timestamp(expires_at.timestamp(), 0).unwrap_or(expires_at);
+        let exp = now.saturating_add_unsigned(ttl.as_secs());
         let claims = Claims {
             iss: ISSUER.into(),
             aud: AUDIENCE.into(),
             sub: user,
             iat: now,
             nbf: now,
-            exp: expires_at.timestamp(),
+            exp,
             jti: id,
             roles,
         };
         let state = self.read();
         let key = state.signer(now).ok_or(IssueError::NoKey)?;
         let token = jsonwebtoken::encode(&key.header, &claims, &key.encoding)?;
-        Ok(AccessToken { token, expires_at, id })
+        Ok(AccessToken { token, expires_at: from_seconds(exp), id })
     }
 
     /// Who bears `token`.
@@ -186,8 +186,12 @@ impl Tokens {
         if state.revoked.contains_key(&claims.jti) {
             return Err(Revoked);
         }
-        let expires_at = Timestamp::from_timestamp(claims.exp, 0).unwrap_or(Timestamp::MAX_UTC);
-        Ok(Caller { user: claims.sub, roles: claims.roles, token: claims.jti, expires_at })
+        Ok(Caller {
+            user: claims.sub,
+            roles: claims.roles,
+            token: claims.jti,
+            expires_at: from_seconds(claims.exp),
+        })
     }
 
     /// Refuses `tokens` from now on; each comes with the instant it would have ended at.
@@ -227,6 +231,16 @@ impl Tokens {
     }
 }
 
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever reads a log must not become the bearer.
+        f.debug_struct("AccessToken")
+            .field("id", &self.id)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
 impl State {
     /// The newest key that may sign; while all are too new for the other nodes to know, the oldest.
     fn signer(&self, now: i64) -> Option<&Key> {
@@ -247,6 +261,11 @@ impl State {
         let key = self.keys.iter().find(|key| key.kid == kid && now < key.retires_at);
         key.ok_or(TokenRefusal::UnknownKey)
     }
+}
+
+/// The instant of a claim; what is beyond chrono's range reads as its end.
+fn from_seconds(seconds: i64) -> Timestamp {
+    Timestamp::from_timestamp(seconds, 0).unwrap_or(Timestamp::MAX_UTC)
 }
 
 impl From<TokenRefusal> for ApiError {
@@ -271,35 +290,28 @@ impl From<IssueError> for ApiError {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, Ordering};
-
     use ring::hmac;
     use rstest::rstest;
     use serde_json::{Value, json};
 
     use super::super::{Role, TokenRefusal::*};
     use super::*;
-    use crate::ports::clock::Clock;
+    use crate::ports::clock::ManualClock;
 
     const NOW: i64 = 1_800_000_000;
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
     const OTHER: &str = "another secret of 32 bytes and so";
 
-    #[derive(Debug)]
-    struct Seconds(AtomicI64);
-
-    impl Clock for Seconds {
-        fn now(&self) -> Timestamp {
-            Timestamp::from_timestamp(self.0.load(Ordering::Relaxed), 0).unwrap()
-        }
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_timestamp(seconds, 0).unwrap()
     }
 
     fn secret(text: &str) -> SigningSecret {
         SigningSecret::new(text.into()).unwrap()
     }
 
-    fn tokens_at(now: i64) -> (Tokens, Arc<Seconds>) {
-        let clock = Arc::new(Seconds(AtomicI64::new(now)));
+    fn tokens_at(now: i64) -> (Tokens, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(at(now)));
         let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
         (Tokens::new(&secret(SECRET), &[], clock.clone(), ids), clock)
     }
@@ -341,6 +353,13 @@ mod tests {
         let caller = Caller { user: UserId(42), roles, token: issued.id, expires_at: issued.expires_at };
         assert_eq!(tokens.verify(&issued.token), Ok(caller));
         assert_eq!(jsonwebtoken::decode_header(&issued.token).unwrap().kid, Some(secret(SECRET).kid()));
+    }
+
+    #[test]
+    fn a_life_without_end_does_not_overflow() {
+        let (tokens, _) = tokens_at(NOW);
+        let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::MAX).unwrap();
+        assert_eq!(tokens.verify(&issued.token).unwrap().expires_at, Timestamp::MAX_UTC);
     }
 
     #[test]
@@ -430,9 +449,9 @@ mod tests {
     fn a_token_ends_with_the_clock() {
         let (tokens, clock) = tokens_at(NOW);
         let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(60)).unwrap();
-        clock.0.store(NOW + 64, Ordering::Relaxed);
+        clock.set(at(NOW + 64));
         assert!(tokens.verify(&issued.token).is_ok());
-        clock.0.store(NOW + 65, Ordering::Relaxed);
+        clock.set(at(NOW + 65));
         assert_eq!(tokens.verify(&issued.token), Err(Expired));
     }
 
@@ -446,7 +465,7 @@ mod tests {
         assert!(tokens.verify(&other.token).is_ok());
         tokens.forget_expired();
         assert_eq!(tokens.verify(&ended.token), Err(Revoked));
-        clock.0.store(NOW + 65, Ordering::Relaxed);
+        clock.set(at(NOW + 65));
         tokens.forget_expired();
         assert!(tokens.read().revoked.is_empty());
     }
@@ -471,9 +490,9 @@ mod tests {
         assert_eq!(signer(&tokens, NOW), Some(secret(SECRET).kid()));
         let issued = tokens.issue(UserId(1), Role::Customer.into(), Duration::from_secs(900)).unwrap();
         assert_eq!(signer(&tokens, NOW + 5), Some(secret(OTHER).kid()));
-        clock.0.store(NOW + 99, Ordering::Relaxed);
+        clock.set(at(NOW + 99));
         assert!(tokens.verify(&issued.token).is_ok());
-        clock.0.store(NOW + 100, Ordering::Relaxed);
+        clock.set(at(NOW + 100));
         assert_eq!(tokens.verify(&issued.token), Err(UnknownKey));
         // The only key signs at once, however new.
         tokens.replace_keys(vec![key(OTHER, NOW + 500, i64::MAX)]);

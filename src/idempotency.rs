@@ -4,10 +4,11 @@
 //! "running" to get stuck in. A twin that arrives meanwhile waits for that transaction and then sees its answer. Only
 //! effects are kept: a refusal changed nothing, so its repeat is judged anew.
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use serde::Serialize;
 use thiserror::Error;
 
+use crate::db::bulk::{Column, Rows};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::error::{ApiError, Code};
 use crate::ids::UserId;
@@ -99,8 +100,8 @@ where
                     return Ok(Answered::Replayed(first));
                 }
                 let done = work(tx.clone()).await?;
-                let body = serde_json::to_string(&done).map_err(|error| DbErr::Json(error.to_string()));
-                keep(&tx, &key, &Answer { status, body: body.map_err(DbFault::from)? }).await?;
+                let body = serde_json::to_string(&done).map_err(DbFault::from)?;
+                keep(&tx, &key, &Answer { status, body }).await?;
                 Ok(Answered::Fresh(done))
             }
         })
@@ -156,23 +157,44 @@ async fn keep(tx: &Tx, key: &RequestKey, answer: &Answer) -> Result<(), DbFault>
     Ok(())
 }
 
+/// Keeps answers that were decided before the transaction; a key that is kept already is a duplicate, an error.
+pub async fn keep_all(tx: &Tx, answers: &[(RequestKey, Answer)], now: i64) -> Result<(), DbFault> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    let rows = Rows::new()
+        .column("id", Column::Hash(answers.iter().map(|(key, _)| key.id).collect()))
+        .column("fingerprint", Column::Hash(answers.iter().map(|(key, _)| key.fingerprint).collect()))
+        .column("status", Column::Int(answers.iter().map(|(_, answer)| i32::from(answer.status)).collect()))
+        .column("body", Column::Text(answers.iter().map(|(_, answer)| answer.body.clone()).collect()));
+    let sql = "INSERT INTO idempotency (id, fingerprint, status, body, created_at) \
+               SELECT r.id, r.fingerprint, r.status, r.body, ? FROM {rows}";
+    tx.execute_raw(rows.statement(tx.get_database_backend(), sql, [now.into()])).await?;
+    Ok(())
+}
+
 /// The answers kept under the ids of `keys`, each with the key it was kept under (its fingerprint may differ).
 pub async fn kept_answers(
     connection: &impl ConnectionTrait,
     keys: &[RequestKey],
 ) -> Result<Vec<(RequestKey, Answer)>, DbFault> {
-    use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
-    let ids = keys.iter().map(|key| key.id.to_vec());
-    let rows = entities::idempotency::Entity::find()
-        .filter(entities::idempotency::Column::Id.is_in(ids))
-        .all(connection)
-        .await?;
-    rows.into_iter()
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = Rows::new().column("id", Column::Hash(keys.iter().map(|key| key.id).collect()));
+    let sql = "SELECT i.id, i.fingerprint, i.status, i.body FROM {rows} JOIN idempotency i ON i.id = r.id";
+    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), sql, [])).await?;
+    found
+        .into_iter()
         .map(|row| {
-            let bytes = |bytes: Vec<u8>| bytes.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"));
-            let key = RequestKey { id: bytes(row.id)?, fingerprint: bytes(row.fingerprint)? };
-            let status = u16::try_from(row.status).map_err(|_| DbFault::Missing("an HTTP status"))?;
-            Ok((key, Answer { status, body: row.body }))
+            let hash = |column| -> Result<[u8; 32], DbFault> {
+                let bytes: Vec<u8> = row.try_get("", column)?;
+                bytes.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))
+            };
+            let key = RequestKey { id: hash("id")?, fingerprint: hash("fingerprint")? };
+            let status: i32 = row.try_get("", "status")?;
+            let status = u16::try_from(status).map_err(|_| DbFault::Missing("an HTTP status"))?;
+            Ok((key, Answer { status, body: row.try_get("", "body")? }))
         })
         .collect()
 }

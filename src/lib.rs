@@ -4,6 +4,8 @@
 //! this page is the table of contents.
 
 pub mod activity; // campaigns: what is on offer, when, to whom, how many each
+pub mod actors; // actors that come and go, found by key
+pub mod cluster; // the node's number among the others
 pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
 pub mod error; // every public error code with its status
 pub mod faults; // named places where tests make the server die, panic, wait or fail
@@ -14,4 +16,4 @@ pub mod ids; // typed ids over snowflakes, strings in JSON
 pub mod jobs; // periodic work that one node does for all
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
-pub mod stock; // which token and which take number the next take gets
+pub mod stock; // who gets which unit, exactly

@@ -46,6 +46,7 @@ enum TokenBlock {
 }
 
 #[derive(DeriveIden)]
+#[expect(clippy::enum_variant_names, reason = "the variants are the column names")]
 enum Take {
     Table,
     Id,

@@ -54,6 +54,12 @@ impl From<DbErr> for DbFault {
     }
 }
 
+impl From<serde_json::Error> for DbFault {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Statement(DbErr::Json(error.to_string()))
+    }
+}
+
 impl DbFault {
     pub(super) fn panicked(panic: &tokio::task::JoinError) -> Self {
         Self::Panicked(panic.to_string())
@@ -81,7 +87,7 @@ impl DbFault {
 
     /// Whether the transaction may stand although it did not succeed for us.
     pub fn is_ambiguous(&self) -> bool {
-        matches!(self, Self::Ambiguous(_) | Self::Deadline)
+        matches!(self, Self::Ambiguous(_) | Self::Deadline | Self::Panicked(_))
     }
 }
 

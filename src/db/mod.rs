@@ -5,6 +5,7 @@
 //! means rollback (R1), a deadlock or a lock timeout means the whole of it again, and whatever outlives its deadline
 //! is given up as unknown and the pool replaced, because a stalled peer never gives its connection back (R3).
 
+pub mod bulk;
 mod connect;
 mod fault;
 mod tx;
@@ -85,6 +86,14 @@ impl Database {
         }
     }
 
+    /// Runs `work` on the database's runtime without a deadline: for actors, whose steps each have their own.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.0.runtime.spawn(work)
+    }
+
     /// Reads outside a transaction.
     pub async fn read<T, E, F, Fut>(&self, work: F) -> Result<T, E>
     where
@@ -112,7 +121,7 @@ impl Database {
         self.run(async move {
             let mut attempt = 1;
             loop {
-                let result = db.transaction_once(&work).await;
+                let result = db.attempt(&work).await;
                 let conflict = result.as_ref().err().and_then(E::db_fault).is_some_and(DbFault::is_conflict);
                 if !conflict || attempt == ATTEMPTS {
                     return result;
@@ -124,11 +133,22 @@ impl Database {
         .await?
     }
 
-    /// One attempt at [`Database::transaction`]. Must run on the database's runtime.
-    pub(crate) async fn transaction_once<T, E, F, Fut>(&self, work: &F) -> Result<T, E>
+    /// [`Database::transaction`] without a second attempt: for a caller that must learn of every conflict.
+    pub async fn transaction_once<T, E, F, Fut>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbFault> + Send + 'static,
+        F: FnOnce(Tx) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let db = self.clone();
+        self.run(async move { db.attempt(work).await }).await?
+    }
+
+    async fn attempt<T, E, F, Fut>(&self, work: F) -> Result<T, E>
     where
         E: From<DbFault>,
-        F: Fn(Tx) -> Fut,
+        F: FnOnce(Tx) -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
         let tx = self.begin().await?;

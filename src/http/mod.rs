@@ -30,6 +30,7 @@
 //!   that the extractors bring; a handler documents only its own, with `refusals!`.
 //! - `POST /sessions` takes [`SignIn`] first, which counts the address.
 
+mod answer;
 mod auth;
 mod edge;
 mod extract;
@@ -41,6 +42,7 @@ mod problem;
 mod routes;
 mod server;
 
+pub use answer::answered;
 pub use auth::{Operator, SignIn, Staff};
 pub use extract::{
     BODY_LIMIT, BodyDeadline, IdempotencyKey, JsonBody, OptionalBody, PathId, Validate, request_key,

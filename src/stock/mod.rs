@@ -1,5 +1,35 @@
 //! Who gets which unit: a drum of numbered tokens, drawn from memory and judged by the database.
+//!
+//! A take is one hop: [`service`] asks the activity's actor, which collects requests while a commit is in flight and
+//! writes the next batch in one transaction ([`store`]); everyone is answered when their batch has committed. The
+//! [`engine`] decides, in plain sequential code; [`window`] and [`user_takes`] are its pure memory; [`blocks`] say
+//! which tokens this node may sell; [`gauge`] answers from memory what needs no actor, and sheds load.
+//!
+//! Two unique keys and a fence have the last word, so two nodes, or an actor started twice, sell no token twice.
 
+pub mod actor;
+pub mod api;
+pub mod blocks;
+pub mod changes;
+pub mod engine;
+pub mod gauge;
+pub mod model;
 pub mod range_set;
+mod ranges;
+pub mod service;
+pub mod store;
 pub mod user_takes;
 pub mod window;
+
+pub use model::{Take, TakeError, TakeState};
+pub use service::{StockService, StockSettings};
+
+/// This node as the owner of token blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThisNode {
+    pub node: i32,
+    /// Tells this run of the node from its former ones.
+    pub incarnation: i64,
+    /// Nodes that may be selling now, this one included.
+    pub live_nodes: u32,
+}

@@ -1,0 +1,3 @@
+//! Actors that come and go: started by the first message, gone when idle, replaced when dead.
+
+pub mod registry;

@@ -1,0 +1,235 @@
+//! Many rows through one statement of one shape.
+//!
+//! A statement whose text grows with the rows would be prepared anew for every count and flush the statement cache.
+//! So rows travel as parameters: one array per column on PostgreSQL (`unnest`, about a third faster than VALUES there),
+//! one JSON document elsewhere (`JSON_TABLE`, `json_each`).
+
+use std::fmt::Write;
+
+use sea_orm::sea_query::ArrayType;
+use sea_orm::{DbBackend, Statement, Value};
+
+/// The values of one column, a value per row.
+#[derive(Debug, Clone)]
+pub enum Column {
+    Big(Vec<i64>),
+    Int(Vec<i32>),
+    Text(Vec<String>),
+    /// A SHA-256.
+    Hash(Vec<[u8; 32]>),
+}
+
+/// Rows to hand to a statement, by column.
+#[derive(Debug, Clone, Default)]
+pub struct Rows(Vec<(&'static str, Column)>);
+
+impl Rows {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a column; all columns must have the same length.
+    pub fn column(mut self, name: &'static str, values: Column) -> Self {
+        debug_assert!(self.0.first().is_none_or(|(_, first)| first.len() == values.len()));
+        self.0.push((name, values));
+        self
+    }
+
+    /// The statement `template`, in which each `?` stands for the next of `scalars` and `{rows}` for these rows as a
+    /// table named `r`: `INSERT INTO take (id, activity_id) SELECT r.id, ? FROM {rows}`.
+    pub fn statement(
+        self,
+        backend: DbBackend,
+        template: &str,
+        scalars: impl IntoIterator<Item = Value>,
+    ) -> Statement {
+        let mut scalars = scalars.into_iter();
+        let mut sql = String::with_capacity(template.len() + 256);
+        let mut values = Vec::new();
+        let mut rows = Some(self);
+        let mut rest = template;
+        while let Some(at) = rest.find(['?', '{']) {
+            sql.push_str(&rest[..at]);
+            if let Some(after) = rest[at..].strip_prefix("{rows}") {
+                if let Some(rows) = rows.take() {
+                    rows.render(backend, &mut sql, &mut values);
+                }
+                rest = after;
+            } else {
+                values.extend(scalars.next());
+                placeholder(backend, &mut sql, values.len());
+                rest = &rest[at + 1..];
+            }
+        }
+        sql.push_str(rest);
+        Statement::from_sql_and_values(backend, sql, values)
+    }
+
+    fn render(self, backend: DbBackend, sql: &mut String, values: &mut Vec<Value>) {
+        match backend {
+            DbBackend::Postgres => self.render_arrays(sql, values),
+            DbBackend::MySql => {
+                let columns = self.list(|i, name, column| {
+                    let kind = match column {
+                        Column::Big(_) => "BIGINT",
+                        Column::Int(_) => "INT",
+                        Column::Text(_) => "LONGTEXT",
+                        Column::Hash(_) => "CHAR(64)",
+                    };
+                    format!("{name} {kind} PATH '$[{i}]'")
+                });
+                let read = self.list(|_, name, column| match column {
+                    Column::Hash(_) => format!("UNHEX({name}) AS {name}"),
+                    Column::Big(_) | Column::Int(_) | Column::Text(_) => name.to_owned(),
+                });
+                let _ =
+                    write!(sql, "(SELECT {read} FROM JSON_TABLE(?, '$[*]' COLUMNS ({columns})) AS j) AS r");
+                values.push(self.json().into());
+            }
+            _ => {
+                let columns = self.list(|i, name, column| match column {
+                    Column::Hash(_) => format!("unhex(value ->> {i}) AS {name}"),
+                    Column::Big(_) | Column::Int(_) | Column::Text(_) => format!("value ->> {i} AS {name}"),
+                });
+                let _ = write!(sql, "(SELECT {columns} FROM json_each(?)) AS r");
+                values.push(self.json().into());
+            }
+        }
+    }
+
+    fn render_arrays(self, sql: &mut String, values: &mut Vec<Value>) {
+        let names = self.list(|_, name, _| name.to_owned());
+        sql.push_str("unnest(");
+        for (i, (_, column)) in self.0.into_iter().enumerate() {
+            if i > 0 {
+                sql.push_str(", ");
+            }
+            let (array, cast) = column.into_array();
+            values.push(array);
+            placeholder(DbBackend::Postgres, sql, values.len());
+            sql.push_str(cast);
+        }
+        let _ = write!(sql, ") AS r({names})");
+    }
+
+    fn list(&self, item: impl Fn(usize, &'static str, &Column) -> String) -> String {
+        let items: Vec<String> =
+            self.0.iter().enumerate().map(|(i, (name, column))| item(i, name, column)).collect();
+        items.join(", ")
+    }
+
+    /// An array of rows, each an array of its columns' values.
+    fn json(&self) -> String {
+        let rows = self.0.first().map_or(0, |(_, column)| column.len());
+        let mut json = String::with_capacity(2 + rows * self.0.len() * 20);
+        json.push('[');
+        for row in 0..rows {
+            json.push_str(if row == 0 { "[" } else { ",[" });
+            for (i, (_, column)) in self.0.iter().enumerate() {
+                if i > 0 {
+                    json.push(',');
+                }
+                column.write_json(row, &mut json);
+            }
+            json.push(']');
+        }
+        json.push(']');
+        json
+    }
+}
+
+fn placeholder(backend: DbBackend, sql: &mut String, number: usize) {
+    match backend {
+        DbBackend::Postgres => {
+            let _ = write!(sql, "${number}");
+        }
+        _ => sql.push('?'),
+    }
+}
+
+impl Column {
+    fn len(&self) -> usize {
+        match self {
+            Self::Big(values) => values.len(),
+            Self::Int(values) => values.len(),
+            Self::Text(values) => values.len(),
+            Self::Hash(values) => values.len(),
+        }
+    }
+
+    fn into_array(self) -> (Value, &'static str) {
+        let array = |kind, values: Vec<Value>| Value::Array(kind, Some(Box::new(values)));
+        match self {
+            Self::Big(values) => {
+                (array(ArrayType::BigInt, values.into_iter().map(Value::from).collect()), "::int8[]")
+            }
+            Self::Int(values) => {
+                (array(ArrayType::Int, values.into_iter().map(Value::from).collect()), "::int4[]")
+            }
+            Self::Text(values) => {
+                (array(ArrayType::String, values.into_iter().map(Value::from).collect()), "::text[]")
+            }
+            Self::Hash(values) => {
+                let bytes = values.into_iter().map(|hash| Value::from(hash.to_vec())).collect();
+                (array(ArrayType::Bytes, bytes), "::bytea[]")
+            }
+        }
+    }
+
+    fn write_json(&self, row: usize, json: &mut String) {
+        match self {
+            Self::Big(values) => {
+                let _ = write!(json, "{}", values[row]);
+            }
+            Self::Int(values) => {
+                let _ = write!(json, "{}", values[row]);
+            }
+            Self::Text(values) => {
+                let _ = write!(json, "{}", serde_json::Value::from(values[row].as_str()));
+            }
+            Self::Hash(values) => {
+                json.push('"');
+                for byte in values[row] {
+                    let _ = write!(json, "{byte:02x}");
+                }
+                json.push('"');
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEMPLATE: &str =
+        "INSERT INTO take (id, activity_id, name) SELECT r.id, ?, r.name FROM {rows} WHERE r.id > ?";
+
+    fn rows() -> Rows {
+        Rows::new()
+            .column("id", Column::Big(vec![i64::MAX, 2]))
+            .column("name", Column::Text(vec!["a\"b".into(), "?{rows}".into()]))
+    }
+
+    #[test]
+    fn arrays_on_postgresql() {
+        let statement = rows().statement(DbBackend::Postgres, TEMPLATE, [7_i64.into(), 1_i64.into()]);
+        assert_eq!(
+            statement.sql,
+            "INSERT INTO take (id, activity_id, name) SELECT r.id, $1, r.name \
+             FROM unnest($2::int8[], $3::text[]) AS r(id, name) WHERE r.id > $4"
+        );
+        assert_eq!(statement.values.map(|values| values.0.len()), Some(4));
+    }
+
+    #[test]
+    fn one_json_document_elsewhere() {
+        for backend in [DbBackend::MySql, DbBackend::Sqlite] {
+            let statement = rows().statement(backend, TEMPLATE, [7_i64.into(), 1_i64.into()]);
+            let values = statement.values.unwrap().0;
+            assert_eq!(values.len(), 3, "{}", statement.sql);
+            assert_eq!(values[1], r#"[[9223372036854775807,"a\"b"],[2,"?{rows}"]]"#.into());
+            assert_eq!(statement.sql.matches('?').count(), 3);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The stock actor of one activity: a thin shell that collects while the engine commits.
+//!
+//! It never awaits in a handler. The engine is either at home or away in the one future that serves a batch; requests
+//! that come meanwhile wait in a queue and are the next batch. So the batch grows with the load and is one when idle,
+//! without a timer.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, MessageResult, WrapFuture,
+};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::{error, info};
+
+use super::engine::{Engine, MAX_BATCH, Notice, TakeRequest};
+use super::gauge::Gauge;
+use super::store::StockStore;
+use crate::actors::registry::{Handle, Registry};
+use crate::ids::ActivityId;
+
+/// The stock actors of a node.
+pub type StockRegistry = Registry<ActivityId, StockActor, Gauge>;
+/// A stock actor and its gauge.
+pub type StockHandle = Handle<StockActor, Gauge>;
+
+/// How often an actor looks whether anyone still asks it.
+const IDLE_CHECK: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct StockActor {
+    activity: ActivityId,
+    store: StockStore,
+    registry: Weak<StockRegistry>,
+    max_batch: usize,
+    passivate_after: Duration,
+    /// At home unless a batch is being served.
+    engine: Option<Engine>,
+    queue: VecDeque<TakeRequest>,
+    notices: Vec<Notice>,
+    last_asked: Instant,
+    stopping: Vec<oneshot::Sender<()>>,
+}
+
+impl std::fmt::Debug for StockActor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StockActor").field("activity", &self.activity).finish_non_exhaustive()
+    }
+}
+
+impl StockActor {
+    pub fn new(
+        activity: ActivityId,
+        store: StockStore,
+        gauge: Arc<Gauge>,
+        registry: Weak<StockRegistry>,
+        max_batch: usize,
+        passivate_after: Duration,
+    ) -> Self {
+        Self {
+            activity,
+            engine: Some(Engine::new(activity, store.clone(), gauge)),
+            store,
+            registry,
+            max_batch: max_batch.clamp(1, MAX_BATCH),
+            passivate_after,
+            queue: VecDeque::new(),
+            notices: Vec::new(),
+            last_asked: Instant::now(),
+            stopping: Vec::new(),
+        }
+    }
+
+    /// Serves the next batch if the engine is at home and there is one.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let Some(mut engine) = self.engine.take() else { return };
+        for notice in self.notices.drain(..) {
+            engine.notice(notice);
+        }
+        if self.queue.is_empty() {
+            self.engine = Some(engine);
+            if !self.stopping.is_empty() {
+                self.leave(ctx);
+            }
+            return;
+        }
+        let batch = self.queue.drain(..self.queue.len().min(self.max_batch)).collect();
+        let away = self.store.db.spawn(async move {
+            engine.serve(batch).await;
+            engine
+        });
+        ctx.spawn(away.into_actor(self).map(Self::came_home));
+    }
+
+    fn came_home(result: <JoinHandle<Engine> as Future>::Output, actor: &mut Self, ctx: &mut Context<Self>) {
+        match result {
+            Ok(engine) => {
+                actor.engine = Some(engine);
+                actor.pump(ctx);
+            }
+            Err(panic) => {
+                // Those of the batch are told that the outcome is unknown, those in the queue that they were not begun.
+                error!(activity.id = %actor.activity, %panic, "The stock engine died; the next request starts it anew");
+                ctx.stop();
+            }
+        }
+    }
+
+    /// Hands the tokens back and stops. Requests that still come find no actor listed, and start the next one.
+    fn leave(&mut self, ctx: &mut Context<Self>) {
+        let Some(mut engine) = self.engine.take() else { return };
+        if let Some(registry) = self.registry.upgrade() {
+            registry.retire(self.activity, &ctx.address());
+        }
+        let handing_back = self.store.db.spawn(async move { engine.hand_back().await });
+        ctx.spawn(handing_back.into_actor(self).map(|_, actor, ctx| {
+            info!(activity.id = %actor.activity, "The stock actor of activity {} went to rest", actor.activity);
+            ctx.stop();
+        }));
+    }
+}
+
+impl Actor for StockActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(IDLE_CHECK.min(self.passivate_after), |actor, ctx| {
+            if actor.last_asked.elapsed() >= actor.passivate_after && actor.queue.is_empty() {
+                actor.leave(ctx);
+            }
+        });
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        for done in self.stopping.drain(..) {
+            let _ = done.send(());
+        }
+    }
+}
+
+impl Message for TakeRequest {
+    type Result = ();
+}
+
+impl Handler<TakeRequest> for StockActor {
+    type Result = ();
+
+    fn handle(&mut self, request: TakeRequest, ctx: &mut Self::Context) {
+        self.last_asked = Instant::now();
+        self.queue.push_back(request);
+        self.pump(ctx);
+    }
+}
+
+impl Message for Notice {
+    type Result = ();
+}
+
+impl Handler<Notice> for StockActor {
+    type Result = ();
+
+    fn handle(&mut self, notice: Notice, ctx: &mut Self::Context) {
+        self.notices.push(notice);
+        self.pump(ctx);
+    }
+}
+
+/// Serve what was accepted, hand the tokens back, stop. The answer is a receiver that ends when that is done.
+#[derive(Debug)]
+pub struct Leave;
+
+impl Message for Leave {
+    type Result = oneshot::Receiver<()>;
+}
+
+impl Handler<Leave> for StockActor {
+    type Result = MessageResult<Leave>;
+
+    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) -> Self::Result {
+        let (done, receiver) = oneshot::channel();
+        self.stopping.push(done);
+        self.pump(ctx);
+        MessageResult(receiver)
+    }
+}

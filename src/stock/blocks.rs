@@ -1,0 +1,416 @@
+//! Token blocks in the database: which node may hand out which tokens (STK-2, STK-7, RELIABILITY R10).
+//!
+//! The blocks of an activity part the tokens 1..=n into ranges. A node sells from a block it holds; every batch raises
+//! the block's `sold` in its own transaction, naming the epoch it knows. Whoever takes a block over raises the epoch
+//! under the row's lock, so it waits for a batch in flight, and a node that slept commits nothing afterwards. Taking
+//! over is therefore always safe, from the living as from the dead, and no stock is ever stranded: an activity is sold
+//! out exactly when no block has `sold` below its size.
+
+use std::ops::RangeInclusive;
+
+use entities::token_block::{ActiveModel, Column, Entity, Model};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait,
+    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Statement,
+};
+
+use super::ThisNode;
+use super::ranges::{count, highest, nth_free, pieces, size, within};
+use super::window::HeldBlock;
+use crate::db::{DbFault, Tx, now_micros};
+use crate::ids::{ActivityId, BlockId, Ids};
+
+/// Blocks are kept at least this many times smaller than an even share, so that nodes that sell faster find more.
+const SHARES_PER_NODE: u32 = 4;
+
+const OPEN: &str = "open";
+const LEASED: &str = "leased";
+const RETIRED: &str = "retired";
+
+/// Lays out the drum of a new activity: all tokens in one open block.
+pub async fn create(tx: &Tx, ids: &Ids, activity: ActivityId, stock_total: i32) -> Result<(), DbFault> {
+    insert(tx, ids, activity, 1..=stock_total, OPEN, 0).await
+}
+
+/// Removes the drum of an activity that has sold nothing yet.
+pub async fn remove(tx: &Tx, activity: ActivityId) -> Result<(), DbFault> {
+    Entity::delete_many().filter(Column::ActivityId.eq(activity.0)).exec(tx).await?;
+    Ok(())
+}
+
+/// A block that now belongs to this node, with the tokens in it that are free.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimedBlock {
+    pub held: HeldBlock,
+    pub free: Vec<RangeInclusive<u32>>,
+}
+
+/// Takes tokens to sell for this node, or tells that every token is sold.
+///
+/// Takes, in this order: a block of ours (after a reload), an open one, one of a node that is gone, half of the free
+/// tokens of a living node.
+pub async fn claim(
+    tx: &Tx,
+    ids: &Ids,
+    me: ThisNode,
+    activity: ActivityId,
+) -> Result<Option<ClaimedBlock>, DbFault> {
+    loop {
+        let mut candidates = unsold(tx, activity).await?;
+        let free_in_all: u32 = candidates.iter().map(free_count).sum();
+        let gone = gone_owners(tx, &candidates).await?;
+        let rank = |block: &Model| Rank::of(block, me, &gone);
+        candidates.sort_by_key(|block| {
+            (rank(block), u32::MAX - free_count(block) * u32::from(rank(block) == Rank::Peers))
+        });
+        if candidates.is_empty() {
+            return Ok(None);
+        }
+        for seen in candidates {
+            let Some(block) = lock(tx, &seen).await? else { continue };
+            let free = free_tokens(tx, &block).await?;
+            let wanted = match Rank::of(&block, me, &gone) {
+                Rank::Ours => free_count(&block),
+                Rank::Open | Rank::Orphaned if me.live_nodes <= 1 => free_count(&block),
+                Rank::Open | Rank::Orphaned => free_in_all.div_ceil(SHARES_PER_NODE * me.live_nodes),
+                Rank::Peers => free_count(&block).div_ceil(2),
+            };
+            let from_the_top = Rank::of(&block, me, &gone) == Rank::Peers;
+            return take_over(tx, ids, me, block, free, wanted.max(1), from_the_top).await.map(Some);
+        }
+        // Every candidate changed hands or sold its last token between the two looks: look again.
+    }
+}
+
+/// How readily a block is taken, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Ours,
+    Open,
+    Orphaned,
+    Peers,
+}
+
+impl Rank {
+    fn of(block: &Model, me: ThisNode, gone: &[(i32, i64)]) -> Self {
+        match (block.owner_node, block.owner_incarnation) {
+            (Some(node), Some(incarnation)) if (node, incarnation) == (me.node, me.incarnation) => Self::Ours,
+            (Some(node), Some(incarnation)) if gone.contains(&(node, incarnation)) => Self::Orphaned,
+            (Some(_), _) => Self::Peers,
+            (None, _) => Self::Open,
+        }
+    }
+}
+
+/// Gives `me` `wanted` of the block's free tokens: the lowest, or the highest if the owner goes on selling the lowest.
+async fn take_over(
+    tx: &Tx,
+    ids: &Ids,
+    me: ThisNode,
+    block: Model,
+    free: Vec<RangeInclusive<u32>>,
+    wanted: u32,
+    from_the_top: bool,
+) -> Result<ClaimedBlock, DbFault> {
+    let available = count(&free);
+    let range = tokens(&block);
+    if wanted >= available {
+        let held = HeldBlock {
+            id: BlockId(block.id),
+            epoch: block.epoch + 1,
+            first: *range.start(),
+            last: *range.end(),
+        };
+        let epoch = block.epoch + 1;
+        let mut row = block.into_active_model();
+        own(&mut row, me);
+        row.epoch = Set(epoch);
+        row.sold = Set(signed(size(&range) - available));
+        row.update(tx).await?;
+        return Ok(ClaimedBlock { held, free });
+    }
+    let boundary = nth_free(&free, if from_the_top { available - wanted } else { wanted });
+    let (low, high) = (*range.start()..=boundary, boundary + 1..=*range.end());
+    let (mine, rest) = if from_the_top { (high, low) } else { (low, high) };
+    let (mine_free, rest_free) = (within(&free, &mine), within(&free, &rest));
+
+    let activity = ActivityId(block.activity_id);
+    let epoch = block.epoch + 1;
+    let mut row = block.into_active_model();
+    row.first_token = Set(signed(*rest.start()));
+    row.last_token = Set(signed(*rest.end()));
+    row.sold = Set(signed(size(&rest) - count(&rest_free)));
+    row.epoch = Set(epoch);
+    row.update(tx).await?;
+
+    let id: BlockId = next_id(ids)?;
+    let held = HeldBlock { id, epoch: 1, first: *mine.start(), last: *mine.end() };
+    let mut row = new_row(id, activity, &mine, LEASED, size(&mine) - count(&mine_free));
+    own(&mut row, me);
+    Entity::insert(row).exec_without_returning(tx).await?;
+    Ok(ClaimedBlock { held, free: mine_free })
+}
+
+/// Gives blocks back that this node stops selling; those taken over meanwhile are left alone.
+pub async fn hand_back(tx: &Tx, held: &[HeldBlock]) -> Result<(), DbFault> {
+    for block in held {
+        Entity::update_many()
+            .col_expr(Column::State, OPEN.into())
+            .col_expr(Column::OwnerNode, Option::<i32>::None.into())
+            .col_expr(Column::OwnerIncarnation, Option::<i64>::None.into())
+            .col_expr(Column::Epoch, (block.epoch + 1).into())
+            .filter(Column::Id.eq(block.id.0))
+            .filter(Column::Epoch.eq(block.epoch))
+            .exec(tx)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Raises the block's epoch, which waits for a batch in flight; afterwards that batch stands or never will (R5).
+pub async fn fence_off(tx: &Tx, block: BlockId) -> Result<(), DbFault> {
+    use sea_orm::sea_query::{Expr, ExprTrait};
+    let next = Expr::col(Column::Epoch).add(1);
+    Entity::update_many().col_expr(Column::Epoch, next).filter(Column::Id.eq(block.0)).exec(tx).await?;
+    Ok(())
+}
+
+/// Adds `more` tokens: first those retired earlier, lowest first, then new ones behind the last.
+pub async fn grow(tx: &Tx, ids: &Ids, activity: ActivityId, more: u32) -> Result<(), DbFault> {
+    let mut missing = more;
+    for block in all_locked(tx, activity).await?.into_iter().filter(|block| block.state == RETIRED) {
+        if missing == 0 {
+            return Ok(());
+        }
+        let range = tokens(&block);
+        let back = size(&range).min(missing);
+        missing -= back;
+        let reopened = *range.start()..=*range.start() + (back - 1);
+        let rest = *range.start() + back..=*range.end();
+        Entity::delete_by_id(block.id).exec(tx).await?;
+        insert(tx, ids, activity, signed_range(&reopened), OPEN, 0).await?;
+        if !rest.is_empty() {
+            insert(tx, ids, activity, signed_range(&rest), RETIRED, 0).await?;
+        }
+    }
+    if missing > 0 {
+        let last = all_locked(tx, activity).await?.iter().map(|block| block.last_token).max().unwrap_or(0);
+        let end = last.checked_add(signed(missing)).ok_or(DbFault::Missing("a token number below 2^31"))?;
+        insert(tx, ids, activity, last + 1..=end, OPEN, 0).await?;
+    }
+    Ok(())
+}
+
+/// Withdraws `fewer` free tokens, highest first; `false`, with nothing changed, if there are not that many.
+pub async fn shrink(tx: &Tx, ids: &Ids, activity: ActivityId, fewer: u32) -> Result<bool, DbFault> {
+    let mut blocks = all_locked(tx, activity).await?;
+    blocks.retain(|block| block.state != RETIRED);
+    if blocks.iter().map(free_count).sum::<u32>() < fewer {
+        return Ok(false);
+    }
+    let mut missing = fewer;
+    for block in blocks.into_iter().rev() {
+        if missing == 0 {
+            break;
+        }
+        let free = free_tokens(tx, &block).await?;
+        let retired = highest(&free, missing);
+        if retired.is_empty() {
+            continue;
+        }
+        missing -= count(&retired);
+        // Deleting the row is the strongest fence: a batch of any epoch finds nothing to raise.
+        Entity::delete_by_id(block.id).exec(tx).await?;
+        for (piece, is_retired) in pieces(&tokens(&block), &retired) {
+            let sold = if is_retired { 0 } else { size(&piece) - count(&within(&free, &piece)) };
+            let state = if is_retired { RETIRED } else { OPEN };
+            insert(tx, ids, activity, signed_range(&piece), state, sold).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Notes that a released take's token is free again in whatever block covers it.
+pub async fn token_released(tx: &Tx, activity: ActivityId, token: u32) -> Result<(), DbFault> {
+    use sea_orm::sea_query::{Expr, ExprTrait};
+    let token = signed(token);
+    let fewer = Expr::col(Column::Sold).sub(1);
+    let done = Entity::update_many()
+        .col_expr(Column::Sold, fewer)
+        .filter(Column::ActivityId.eq(activity.0))
+        .filter(Column::FirstToken.lte(token))
+        .filter(Column::LastToken.gte(token))
+        .exec(tx)
+        .await?;
+    if done.rows_affected == 1 { Ok(()) } else { Err(DbFault::Missing("the block of a released token")) }
+}
+
+/// The blocks of `activity` that still have free tokens.
+async fn unsold(tx: &Tx, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
+    let mut blocks = Entity::find()
+        .filter(Column::ActivityId.eq(activity.0))
+        .filter(Column::State.ne(RETIRED))
+        .order_by_asc(Column::FirstToken)
+        .all(tx)
+        .await?;
+    blocks.retain(|block| free_count(block) > 0);
+    Ok(blocks)
+}
+
+async fn all_locked(tx: &Tx, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
+    let query = Entity::find().filter(Column::ActivityId.eq(activity.0)).order_by_asc(Column::FirstToken);
+    Ok(query.lock_exclusive().all(tx).await?)
+}
+
+/// Locks the block, waiting for a batch in flight; `None` if it is not what was seen, or has nothing free any more.
+async fn lock(tx: &Tx, seen: &Model) -> Result<Option<Model>, DbFault> {
+    let locked = Entity::find_by_id(seen.id).lock_exclusive().one(tx).await?;
+    Ok(locked.filter(|block| {
+        free_count(block) > 0
+            && block.state != RETIRED
+            && (block.owner_node, block.owner_incarnation) == (seen.owner_node, seen.owner_incarnation)
+    }))
+}
+
+/// The owners among `blocks` whose node number is not leased to them any more.
+async fn gone_owners(tx: &Tx, blocks: &[Model]) -> Result<Vec<(i32, i64)>, DbFault> {
+    let mut owners: Vec<(i32, i64)> =
+        blocks.iter().filter_map(|block| Some((block.owner_node?, block.owner_incarnation?))).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    if owners.is_empty() {
+        return Ok(owners);
+    }
+    let now = now_micros(tx).await?;
+    let living = entities::node::Entity::find()
+        .filter(entities::node::Column::ExpiresAt.gt(now))
+        .all(tx)
+        .await?
+        .into_iter()
+        .map(|node| (node.id, node.incarnation))
+        .collect::<Vec<_>>();
+    owners.retain(|owner| !living.contains(owner));
+    Ok(owners)
+}
+
+/// The free tokens of a locked block, ascending: the gaps between its live takes.
+async fn free_tokens(tx: &Tx, block: &Model) -> Result<Vec<RangeInclusive<u32>>, DbFault> {
+    let range = tokens(block);
+    if block.sold == 0 {
+        return Ok(vec![range]);
+    }
+    let backend = tx.get_database_backend();
+    let bounds = [block.activity_id.into(), block.first_token.into(), block.last_token.into()];
+    let highest = numbered(
+        backend,
+        "SELECT MAX(live_token) AS last FROM take WHERE activity_id = ? AND live_token BETWEEN ? AND ?",
+    );
+    let highest = tx.query_one_raw(Statement::from_sql_and_values(backend, highest, bounds.clone())).await?;
+    let highest: Option<i32> = highest.ok_or(DbFault::Missing("an aggregate's row"))?.try_get("", "last")?;
+    let last_live = highest.map_or(*range.start() - 1, unsigned);
+
+    let mut free = Vec::new();
+    // Tokens are handed out lowest first, so mostly the live ones are the block's first ones, without a gap.
+    if last_live + 1 - *range.start() != unsigned(block.sold) {
+        let gaps = numbered(
+            backend,
+            "SELECT previous + 1 AS first, live_token - 1 AS last FROM (\
+               SELECT live_token, COALESCE(LAG(live_token) OVER (ORDER BY live_token), CAST(? AS SIGNED)) AS previous \
+               FROM take WHERE activity_id = ? AND live_token BETWEEN ? AND ?) AS live \
+             WHERE live_token > previous + 1 ORDER BY 1",
+        );
+        let gaps = match backend {
+            DbBackend::MySql => gaps,
+            _ => gaps.replace("AS SIGNED", "AS INTEGER"),
+        };
+        let values = [vec![(block.first_token - 1).into()], bounds.to_vec()].concat();
+        for row in tx.query_all_raw(Statement::from_sql_and_values(backend, gaps, values)).await? {
+            let [first, last] = ["first", "last"].map(|column| integer(&row, column));
+            free.push(first?..=last?);
+        }
+    }
+    if last_live < *range.end() {
+        free.push(last_live + 1..=*range.end());
+    }
+    Ok(free)
+}
+
+/// An integer column whose width differs between the databases.
+fn integer(row: &sea_orm::QueryResult, column: &str) -> Result<u32, DbFault> {
+    let wide = row.try_get::<i64>("", column).or_else(|_| row.try_get::<i32>("", column).map(i64::from))?;
+    u32::try_from(wide).map_err(|_| DbFault::Missing("a token number"))
+}
+
+fn numbered(backend: DbBackend, sql: &str) -> String {
+    if backend != DbBackend::Postgres {
+        return sql.to_owned();
+    }
+    let mut parts = sql.split('?');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.enumerate().fold(first, |sql, (i, part)| format!("{sql}${}{part}", i + 1))
+}
+
+async fn insert(
+    tx: &Tx,
+    ids: &Ids,
+    activity: ActivityId,
+    range: RangeInclusive<i32>,
+    state: &str,
+    sold: u32,
+) -> Result<(), DbFault> {
+    let range = unsigned(*range.start())..=unsigned(*range.end());
+    let row = new_row(next_id(ids)?, activity, &range, state, sold);
+    Entity::insert(row).exec_without_returning(tx).await?;
+    Ok(())
+}
+
+fn new_row(
+    id: BlockId,
+    activity: ActivityId,
+    range: &RangeInclusive<u32>,
+    state: &str,
+    sold: u32,
+) -> ActiveModel {
+    ActiveModel {
+        id: Set(id.0),
+        activity_id: Set(activity.0),
+        first_token: Set(signed(*range.start())),
+        last_token: Set(signed(*range.end())),
+        state: Set(state.to_owned()),
+        owner_node: Set(None),
+        owner_incarnation: Set(None),
+        epoch: Set(1),
+        sold: Set(signed(sold)),
+    }
+}
+
+fn own(row: &mut ActiveModel, me: ThisNode) {
+    row.state = Set(LEASED.to_owned());
+    row.owner_node = Set(Some(me.node));
+    row.owner_incarnation = Set(Some(me.incarnation));
+}
+
+fn next_id(ids: &Ids) -> Result<BlockId, DbFault> {
+    ids.next().map_err(|_| DbFault::Missing("this node's number"))
+}
+
+fn tokens(block: &Model) -> RangeInclusive<u32> {
+    unsigned(block.first_token)..=unsigned(block.last_token)
+}
+
+fn free_count(block: &Model) -> u32 {
+    size(&tokens(block)).saturating_sub(unsigned(block.sold))
+}
+
+/// Token numbers fit 31 bits: they start at 1 and an activity's stock is at most 2^31 - 1.
+fn signed(token: u32) -> i32 {
+    i32::try_from(token).unwrap_or(i32::MAX)
+}
+
+fn unsigned(token: i32) -> u32 {
+    u32::try_from(token).unwrap_or(0)
+}
+
+fn signed_range(range: &RangeInclusive<u32>) -> RangeInclusive<i32> {
+    signed(*range.start())..=signed(*range.end())
+}

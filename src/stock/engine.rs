@@ -1,0 +1,491 @@
+//! Serves batches of take requests, one after the other, in plain sequential code.
+//!
+//! Decide from memory, commit, then remember. Whatever the database contradicts is forgotten and read again: a stale
+//! block or activity, a user whose takes were made elsewhere, a commit whose answer was lost (*Resolving*: nobody is
+//! answered and no token moves until the outcome is known).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tracing::{debug, error, info, warn};
+
+use super::gauge::{Gauge, Waiting};
+use super::model::{Take, TakeError, TakeState};
+use super::store::{ActivityView, Batch, CommitError, StockStore};
+use super::user_takes::{ReserveError, Takers};
+use super::window::{HeldBlock, TokenWindow};
+use crate::db::{AsDbFault, DbFault};
+use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
+use crate::ids::{ActivityId, BatchId, TakeId, UserId};
+use crate::ports::clock::Timestamp;
+
+/// How often a batch is decided anew before its requests are refused.
+const ATTEMPTS: u32 = 8;
+/// After so many collisions the requests go one by one, so that the innocent ones pass.
+const COLLISIONS_BEFORE_SINGLE: u32 = 2;
+/// Requests answered in one transaction at most.
+pub const MAX_BATCH: usize = 1024;
+
+/// One user's wish for one take.
+#[derive(Debug)]
+pub struct TakeRequest {
+    pub user: UserId,
+    pub key: Option<RequestKey>,
+    reply: Option<oneshot::Sender<Reply>>,
+    /// Whether a batch has looked at it: from then on it may have been served.
+    begun: bool,
+    _waiting: Waiting,
+}
+
+/// What a request is told.
+pub type Reply = Result<Answered<Take>, TakeError>;
+
+impl TakeRequest {
+    /// A request and where its answer will come. An answer always comes, even if the actor dies.
+    pub fn new(user: UserId, key: Option<RequestKey>, waiting: Waiting) -> (Self, oneshot::Receiver<Reply>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { user, key, reply: Some(reply), begun: false, _waiting: waiting }, answer)
+    }
+
+    /// Whether nobody waits for the answer any more (R7).
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    pub(super) fn answer(mut self, answer: Reply) {
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+impl Drop for TakeRequest {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            let error = if self.begun { TakeError::Unanswered } else { TakeError::NotBegun };
+            let _ = reply.send(Err(error));
+        }
+    }
+}
+
+/// What the actor learns from outside its batches.
+#[derive(Debug, Clone)]
+pub enum Notice {
+    /// The activity changed; what is known of it is old.
+    Changed,
+    /// A take was released.
+    Released(Take),
+}
+
+/// An activity's memory and its hand on the database.
+#[derive(Debug)]
+pub struct Engine {
+    activity: ActivityId,
+    store: StockStore,
+    gauge: Arc<Gauge>,
+    view: Option<ActivityView>,
+    window: TokenWindow,
+    takers: Takers,
+    loaded: bool,
+}
+
+/// A request that has a token and a number, and those with the same key behind it.
+struct Draft {
+    request: TakeRequest,
+    twins: Vec<TakeRequest>,
+    take: Take,
+}
+
+impl Draft {
+    /// What a repeat of this request is to be told.
+    fn kept_answer(&self) -> Option<(RequestKey, Answer)> {
+        Some((self.request.key?, Answer { status: 201, body: body_of(&self.take)? }))
+    }
+}
+
+/// How a batch ended.
+enum Outcome {
+    Committed,
+    /// Decide again.
+    Again,
+    /// The database cannot be used now.
+    Unavailable,
+}
+
+/// The body of the answer to a take.
+#[derive(Debug, Serialize)]
+pub struct TakeBody<'a> {
+    pub take: &'a Take,
+}
+
+impl Engine {
+    pub fn new(activity: ActivityId, store: StockStore, gauge: Arc<Gauge>) -> Self {
+        let (window, takers) = (TokenWindow::default(), Takers::default());
+        Self { activity, store, gauge, view: None, window, takers, loaded: false }
+    }
+
+    /// Takes note of what happened elsewhere.
+    pub fn notice(&mut self, notice: Notice) {
+        self.gauge.forget();
+        match notice {
+            Notice::Changed => self.view = None,
+            Notice::Released(take) => {
+                if let Some(view) = &mut self.view {
+                    view.sold_out_announced = false;
+                }
+                // Both refuse what they know better; if the database knows better still, the next batch learns it.
+                let token = u32::try_from(take.token_no).unwrap_or(0);
+                if let Err(error) = self.window.release(token) {
+                    debug!(%error, take.id = %take.id, "The released token was known already");
+                }
+                self.takers.release(take.user_id, u32::try_from(take.take_no).unwrap_or(0));
+            }
+        }
+    }
+
+    /// Answers every request.
+    pub async fn serve(&mut self, requests: Vec<TakeRequest>) {
+        let begun = self.gauge.begin_batch();
+        let count = requests.len();
+        let mut todo: Vec<TakeRequest> =
+            requests.into_iter().filter(|request| !request.is_abandoned()).collect();
+        todo.iter_mut().for_each(|request| request.begun = true);
+        let (mut attempts, mut collisions) = (0, 0);
+        while !todo.is_empty() {
+            let before = todo.len();
+            let outcome = self.attempt(&mut todo, &mut collisions).await.unwrap_or_else(|fault| {
+                warn!(activity.id = %self.activity, error = %fault, "Takes wait for the database");
+                if fault.is_conflict() { Outcome::Again } else { Outcome::Unavailable }
+            });
+            attempts = if todo.len() < before { 0 } else { attempts + 1 };
+            if attempts > 1 {
+                // Another node keeps being faster: step out of its stride.
+                tokio::time::sleep(Duration::from_millis(rand::random_range(1..=5) * u64::from(attempts)))
+                    .await;
+            }
+            if matches!(outcome, Outcome::Unavailable) || attempts == ATTEMPTS {
+                metrics::counter!("tombola_takes_total", "outcome" => "unavailable")
+                    .increment(todo.len() as u64);
+                refuse_all(&mut todo, &TakeError::Unavailable);
+            }
+        }
+        self.gauge.end_batch(begun, count);
+    }
+
+    /// One round: answers what needs no token, claims tokens if there are none, commits what gets one.
+    async fn attempt(
+        &mut self,
+        todo: &mut Vec<TakeRequest>,
+        collisions: &mut u32,
+    ) -> Result<Outcome, DbFault> {
+        self.replay(todo).await?;
+        let Some(view) = self.view().await? else {
+            refuse_all(todo, &TakeError::NotFound);
+            return Ok(Outcome::Committed);
+        };
+        let now = self.store.clock.now();
+        if let Some(closed) = view.closed_at(now) {
+            self.gauge.not_running(closed, now);
+            refuse_all(todo, &TakeError::NotRunning(closed));
+            return Ok(Outcome::Committed);
+        }
+        if self.window.available_in_front() == 0 && !todo.is_empty() && !self.claim().await? {
+            self.gauge.sold_out(now, view.ends_at);
+            refuse_all(todo, &TakeError::SoldOut);
+            self.announce_sold_out(&view).await;
+            return Ok(Outcome::Committed);
+        }
+        self.look_up_takers(todo).await?;
+        let Some(block) = self.window.front_block() else { return Ok(Outcome::Again) };
+        let most = if *collisions > COLLISIONS_BEFORE_SINGLE { 1 } else { MAX_BATCH };
+        let id = self.store.ids().next()?;
+        let drafts = self.draft(todo, &view, now, most);
+        if drafts.is_empty() {
+            return Ok(Outcome::Again);
+        }
+        let takes = drafts.iter().map(|draft| draft.take.clone()).collect();
+        let answers = drafts.iter().filter_map(Draft::kept_answer).collect();
+        let batch = Batch { id, activity: self.activity, version: view.version, block, takes, answers, now };
+        let outcome = self.commit(batch, &drafts, collisions).await;
+        match outcome {
+            Outcome::Committed => answer(drafts, block, &mut self.window),
+            Outcome::Again | Outcome::Unavailable => {
+                for draft in drafts {
+                    todo.push(draft.request);
+                    todo.extend(draft.twins);
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn view(&mut self) -> Result<Option<ActivityView>, DbFault> {
+        if self.view.is_none() {
+            self.view = self.store.view(self.activity).await?;
+            if let Some(view) = self.view
+                && !self.loaded
+            {
+                self.loaded = true;
+                if view.untouched {
+                    self.takers.loaded();
+                }
+            }
+        }
+        Ok(self.view)
+    }
+
+    /// Gives repeats the answer of their first request.
+    async fn replay(&self, todo: &mut Vec<TakeRequest>) -> Result<(), DbFault> {
+        let keys: Vec<RequestKey> = todo.iter().filter_map(|request| request.key).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let kept = self.store.kept_answers(keys).await?;
+        let kept: HashMap<[u8; 32], (RequestKey, Answer)> =
+            kept.into_iter().map(|(key, answer)| (key.id, (key, answer))).collect();
+        let (repeats, rest): (Vec<_>, Vec<_>) = std::mem::take(todo)
+            .into_iter()
+            .partition(|request| request.key.is_some_and(|key| kept.contains_key(&key.id)));
+        *todo = rest;
+        for request in repeats {
+            let Some((first, answer)) = request.key.and_then(|key| kept.get(&key.id)) else { continue };
+            metrics::counter!("tombola_takes_total", "outcome" => "replayed").increment(1);
+            let same = request.key == Some(*first);
+            request.answer(if same {
+                Ok(Answered::Replayed(answer.clone()))
+            } else {
+                Err(KeyRefusal::Reused.into())
+            });
+        }
+        Ok(())
+    }
+
+    /// Gets tokens to sell; `false` if every token of the activity is sold.
+    async fn claim(&mut self) -> Result<bool, DbFault> {
+        self.window.take_exhausted();
+        let Some(claimed) = self.store.claim(self.activity).await? else { return Ok(false) };
+        debug!(activity.id = %self.activity, block = ?claimed.held, "Claimed tokens");
+        metrics::counter!("tombola_stock_blocks_claimed_total").increment(1);
+        if let Err(error) = self.window.add_block(claimed.held, claimed.free) {
+            // Another claim of ours overlaps: memory is wrong, the database is not.
+            error!(activity.id = %self.activity, %error, "Forgot the token window");
+            self.window = TokenWindow::default();
+        }
+        Ok(true)
+    }
+
+    async fn announce_sold_out(&mut self, view: &ActivityView) {
+        if view.sold_out_announced {
+            return;
+        }
+        match self.store.announce_sold_out(self.activity).await {
+            Ok(()) => {
+                info!(activity.id = %self.activity, "Activity {} is sold out", self.activity);
+                if let Some(view) = &mut self.view {
+                    view.sold_out_announced = true;
+                }
+            }
+            Err(fault) => {
+                warn!(activity.id = %self.activity, error = %fault, "The sell-out is announced later");
+            }
+        }
+    }
+
+    async fn look_up_takers(&mut self, todo: &[TakeRequest]) -> Result<(), DbFault> {
+        let unknown: HashSet<UserId> =
+            todo.iter().map(|request| request.user).filter(|user| !self.takers.knows(*user)).collect();
+        if !unknown.is_empty() {
+            let found = self.store.user_takes(self.activity, unknown.into_iter().collect()).await?;
+            for (user, takes) in found {
+                self.takers.insert(user, takes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives tokens of the front block to as many requests as it has; leaves the others in `todo`.
+    fn draft(
+        &mut self,
+        todo: &mut Vec<TakeRequest>,
+        view: &ActivityView,
+        now: Timestamp,
+        most: usize,
+    ) -> Vec<Draft> {
+        let most = most.min(self.window.available_in_front() as usize);
+        let mut drafts: Vec<Draft> = Vec::with_capacity(most.min(todo.len()));
+        let mut by_key: HashMap<[u8; 32], usize> = HashMap::new();
+        let mut rest = Vec::new();
+        for request in std::mem::take(todo) {
+            if let Some(first) = request.key.and_then(|key| by_key.get(&key.id)) {
+                drafts[*first].twins.push(request);
+                continue;
+            }
+            if drafts.len() == most {
+                rest.push(request);
+                continue;
+            }
+            let take_no = match self.takers.reserve(request.user, view.limit) {
+                Ok(number) => number,
+                Err(ReserveError::LimitReached) => {
+                    metrics::counter!("tombola_takes_total", "outcome" => "take_limit_reached").increment(1);
+                    request.answer(Err(TakeError::LimitReached(view.limit.unwrap_or(0))));
+                    continue;
+                }
+                Err(ReserveError::UserUnknown) => {
+                    rest.push(request);
+                    continue;
+                }
+            };
+            let token =
+                self.store.ids().next::<TakeId>().ok().and_then(|id| Some((id, self.window.reserve()?)));
+            let Some((id, reserved)) = token else {
+                self.takers.put_back(request.user, take_no);
+                rest.push(request);
+                continue;
+            };
+            if let Some(key) = request.key {
+                by_key.insert(key.id, drafts.len());
+            }
+            let take = Take {
+                id,
+                activity_id: self.activity,
+                user_id: request.user,
+                token_no: i32::try_from(reserved.token).unwrap_or(i32::MAX),
+                take_no: i32::try_from(take_no).unwrap_or(i32::MAX),
+                state: TakeState::Unused,
+                taken_at: now,
+            };
+            drafts.push(Draft { request, twins: Vec::new(), take });
+        }
+        *todo = rest;
+        drafts
+    }
+
+    async fn commit(&mut self, batch: Batch, drafts: &[Draft], collisions: &mut u32) -> Outcome {
+        let (id, block) = (batch.id, batch.block);
+        metrics::histogram!("tombola_stock_batch_takes")
+            .record(u32::try_from(drafts.len()).unwrap_or(u32::MAX));
+        let error = match self.store.commit(batch).await {
+            Ok(()) => return Outcome::Committed,
+            Err(error) => error,
+        };
+        match &error {
+            CommitError::Stale => {
+                metrics::counter!("tombola_stock_stale_batches_total").increment(1);
+                debug!(activity.id = %self.activity, "The block or the activity changed: reading both again");
+                self.put_back(drafts);
+                self.view = None;
+                self.window.remove_block(block.id);
+                Outcome::Again
+            }
+            CommitError::Db(fault) if fault.is_ambiguous() => {
+                metrics::counter!("tombola_stock_ambiguous_commits_total").increment(1);
+                warn!(activity.id = %self.activity, batch.id = %id, error = %fault, "Resolving a batch of unknown outcome");
+                let stands = self.resolve(id, block).await;
+                info!(activity.id = %self.activity, batch.id = %id, stands, "Resolved a batch of unknown outcome");
+                if !stands {
+                    self.put_back(drafts);
+                }
+                // Fencing it off made our epoch an old one.
+                self.window.remove_block(block.id);
+                if stands { Outcome::Committed } else { Outcome::Again }
+            }
+            CommitError::Db(fault) if fault.is_duplicate() => {
+                metrics::counter!("tombola_stock_collisions_total").increment(1);
+                debug!(activity.id = %self.activity, error = %fault, "A batch collided: reading its users and tokens again");
+                *collisions += 1;
+                self.put_back(drafts);
+                for draft in drafts {
+                    self.takers.forget(draft.take.user_id);
+                }
+                self.window.remove_block(block.id);
+                Outcome::Again
+            }
+            CommitError::Db(fault) => {
+                self.put_back(drafts);
+                if fault.is_conflict() {
+                    return Outcome::Again;
+                }
+                warn!(activity.id = %self.activity, error = %fault, "A batch was not committed");
+                Outcome::Unavailable
+            }
+        }
+    }
+
+    /// Asks until the database tells whether the batch stands.
+    async fn resolve(&self, batch: BatchId, block: HeldBlock) -> bool {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.store.resolve(batch, block).await {
+                Ok(stands) => return stands,
+                Err(fault) => debug!(batch.id = %batch, error = %fault, "The outcome is still unknown"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
+    fn put_back(&mut self, drafts: &[Draft]) {
+        for draft in drafts {
+            self.takers.put_back(draft.take.user_id, u32::try_from(draft.take.take_no).unwrap_or(0));
+            if let Err(error) = self.window.put_back(u32::try_from(draft.take.token_no).unwrap_or(0)) {
+                error!(activity.id = %self.activity, %error, "A reserved token was not in flight");
+            }
+        }
+    }
+
+    /// Gives this node's blocks back: it stops selling.
+    pub async fn hand_back(&mut self) {
+        let held: Vec<HeldBlock> = std::mem::take(&mut self.window).blocks().collect();
+        if held.is_empty() {
+            return;
+        }
+        if let Err(fault) = self.store.hand_back(held).await {
+            debug!(activity.id = %self.activity, error = %fault, "Blocks were not handed back; others take them over");
+        }
+    }
+}
+
+/// The answer's JSON. `None` cannot happen: every field serializes.
+fn body_of(take: &Take) -> Option<String> {
+    serde_json::to_string(&TakeBody { take }).ok()
+}
+
+/// Remembers and answers what was committed.
+fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
+    metrics::counter!("tombola_takes_total", "outcome" => "taken").increment(drafts.len() as u64);
+    let still_held = window.blocks().any(|held| held.id == block.id);
+    for Draft { request, twins, take } in drafts {
+        if still_held && let Err(error) = window.confirm(u32::try_from(take.token_no).unwrap_or(0)) {
+            error!(%error, take.id = %take.id, "A committed token was not in flight");
+        }
+        for twin in twins {
+            let same = twin.key == request.key;
+            twin.answer(if same {
+                let body = body_of(&take).ok_or(TakeError::Unanswered);
+                body.map(|body| Answered::Replayed(Answer { status: 201, body }))
+            } else {
+                Err(KeyRefusal::Reused.into())
+            });
+        }
+        request.answer(Ok(Answered::Fresh(take)));
+    }
+}
+
+fn refuse_all(todo: &mut Vec<TakeRequest>, error: &TakeError) {
+    for request in todo.drain(..) {
+        request.answer(Err(error.clone()));
+    }
+}
+
+impl AsDbFault for CommitError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        match self {
+            Self::Db(fault) => Some(fault),
+            Self::Stale => None,
+        }
+    }
+}

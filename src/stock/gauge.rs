@@ -1,0 +1,182 @@
+//! What a node knows of an activity's actor without asking it: whether asking can help, and how long it would take.
+//!
+//! Refusals kept here are hints with a short life, each renewed by one request that goes through; everybody else is
+//! answered from memory. Admission is by expected wait, not by queue length (RELIABILITY R4, C3).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::model::{Closed, TakeError};
+use crate::ports::clock::{Timestamp, to_micros};
+
+/// How long a refusal is repeated from memory before one request may look again.
+const HINT_LIFE_US: i64 = 1_000_000;
+
+/// Hints and load of one activity's actor. Shared by the actor and everyone who asks it.
+#[derive(Debug)]
+pub struct Gauge {
+    origin: Instant,
+    sold_out_until: AtomicI64,
+    closed: RwLock<Option<(Closed, i64)>>,
+    waiting: AtomicUsize,
+    /// Answers per second of late, in thousandths.
+    rate_milli: AtomicU64,
+    /// When the batch in flight began, in microseconds after `origin`; 0 while none is.
+    busy_since: AtomicI64,
+}
+
+impl Default for Gauge {
+    fn default() -> Self {
+        Self {
+            origin: Instant::now(),
+            sold_out_until: AtomicI64::new(0),
+            closed: RwLock::new(None),
+            waiting: AtomicUsize::new(0),
+            rate_milli: AtomicU64::new(0),
+            busy_since: AtomicI64::new(0),
+        }
+    }
+}
+
+impl Gauge {
+    /// The refusal that needs no actor, if there is one.
+    pub fn refusal(&self, now: Timestamp) -> Option<TakeError> {
+        let now = to_micros(now);
+        if let Some(closed) = self.closed(now) {
+            return Some(TakeError::NotRunning(closed));
+        }
+        let until = self.sold_out_until.load(Ordering::Acquire);
+        if until == 0 {
+            return None;
+        }
+        // Whoever finds the hint expired and renews it goes through; the others are answered by the renewed hint.
+        let expired = now >= until
+            && self
+                .sold_out_until
+                .compare_exchange(until, now + HINT_LIFE_US, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok();
+        (!expired).then_some(TakeError::SoldOut)
+    }
+
+    fn closed(&self, now: i64) -> Option<Closed> {
+        let closed = *self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        closed.filter(|(_, until)| now < *until).map(|(closed, _)| closed)
+    }
+
+    /// Every token was sold at `now`; the activity ends at `ends_at`, when this stops being the reason.
+    pub(super) fn sold_out(&self, now: Timestamp, ends_at: Timestamp) {
+        let until = (to_micros(now) + HINT_LIFE_US).min(to_micros(ends_at));
+        self.sold_out_until.store(until, Ordering::Release);
+    }
+
+    /// The activity takes no requests at `now`; `until` at most, if a date decides.
+    pub(super) fn not_running(&self, closed: Closed, now: Timestamp) {
+        let until = to_micros(now) + HINT_LIFE_US;
+        let until = if let Closed::TooEarly(at) = closed { until.min(to_micros(at)) } else { until };
+        self.set_closed(Some((closed, until)));
+    }
+
+    /// What was known may be wrong now: the next request looks again.
+    pub(super) fn forget(&self) {
+        self.sold_out_until.store(0, Ordering::Release);
+        self.set_closed(None);
+    }
+
+    fn set_closed(&self, closed: Option<(Closed, i64)>) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = closed;
+    }
+
+    /// A batch begins.
+    pub(super) fn begin_batch(&self) -> Instant {
+        let since = i64::try_from(self.origin.elapsed().as_micros()).unwrap_or(i64::MAX);
+        self.busy_since.store(since.max(1), Ordering::Release);
+        Instant::now()
+    }
+
+    /// The batch begun at `begun` answered `answered` requests.
+    pub(super) fn end_batch(&self, begun: Instant, answered: usize) {
+        self.busy_since.store(0, Ordering::Release);
+        let elapsed = begun.elapsed().as_secs_f64().max(1e-6);
+        #[expect(clippy::cast_precision_loss, reason = "a rate of answers, not an amount")]
+        let now = answered as f64 / elapsed;
+        #[expect(clippy::cast_precision_loss, reason = "a rate of answers, not an amount")]
+        let before = self.rate_milli.load(Ordering::Relaxed) as f64 / 1e3;
+        let rate = if before == 0.0 { now } else { before * 0.8 + now * 0.2 };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "positive and far below 2^64"
+        )]
+        self.rate_milli.store((rate * 1e3) as u64, Ordering::Relaxed);
+    }
+
+    /// Requests admitted and not yet answered.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How long a request admitted now would wait.
+    fn expected_wait(&self) -> Duration {
+        let rate = self.rate_milli.load(Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let queue = if rate == 0 { 0.0 } else { self.waiting() as f64 * 1e3 / rate as f64 };
+        let busy_since = self.busy_since.load(Ordering::Acquire);
+        let stalled = match busy_since {
+            0 => Duration::ZERO,
+            since => self.origin.elapsed().saturating_sub(Duration::from_micros(since.unsigned_abs())),
+        };
+        stalled.max(Duration::try_from_secs_f64(queue).unwrap_or(Duration::MAX))
+    }
+}
+
+/// How many requests may wait, and how long.
+#[derive(Debug, Clone, Copy)]
+pub struct AdmissionLimits {
+    pub waiting_per_activity: usize,
+    pub waiting_in_process: usize,
+    pub wait: Duration,
+}
+
+/// Counts who waits, and turns away who would wait too long.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    limits: AdmissionLimits,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Admission {
+    pub fn new(limits: AdmissionLimits) -> Self {
+        Self { limits, waiting: Arc::default() }
+    }
+
+    /// Lets a request in, unless it would have to wait too long.
+    pub fn admit(&self, gauge: &Arc<Gauge>) -> Result<Waiting, TakeError> {
+        let expected = gauge.expected_wait();
+        if expected > self.limits.wait
+            || gauge.waiting() >= self.limits.waiting_per_activity
+            || self.waiting.load(Ordering::Relaxed) >= self.limits.waiting_in_process
+        {
+            let retry_after_s = u32::try_from(expected.as_secs()).unwrap_or(u32::MAX).clamp(1, 30);
+            return Err(TakeError::Overloaded { retry_after_s });
+        }
+        gauge.waiting.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Ok(Waiting { gauge: gauge.clone(), in_process: self.waiting.clone() })
+    }
+}
+
+/// A place in the queue, given up when dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    gauge: Arc<Gauge>,
+    in_process: Arc<AtomicUsize>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.gauge.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.in_process.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,230 @@
+//! Takes, and why there is none.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use utoipa::ToSchema;
+
+use crate::db::{AsDbFault, DbFault};
+use crate::error::{ApiError, Code};
+use crate::idempotency::KeyRefusal;
+use crate::ids::{ActivityId, TakeId, UserId};
+use crate::ports::clock::{Timestamp, from_micros};
+
+/// What has become of a take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TakeState {
+    /// Held, and not yet turned into a draw.
+    Unused,
+    /// Held, and turned into what it stood for.
+    Used,
+    /// Given back: its token may be sold again.
+    Released,
+}
+
+impl TakeState {
+    /// The word the database keeps.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unused => "unused",
+            Self::Used => "used",
+            Self::Released => "released",
+        }
+    }
+}
+
+/// A unit of an activity in the hands of a user: one numbered token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Take {
+    pub id: TakeId,
+    pub activity_id: ActivityId,
+    pub user_id: UserId,
+    /// Which of the activity's tokens, 1..=stock.
+    #[schema(minimum = 1)]
+    pub token_no: i32,
+    /// Which of the user's takes in this activity, from 1.
+    #[schema(minimum = 1)]
+    pub take_no: i32,
+    pub state: TakeState,
+    #[serde(serialize_with = "rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub taken_at: Timestamp,
+}
+
+fn rfc3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&crate::messaging::outbox::rfc3339(*at))
+}
+
+impl TryFrom<entities::take::Model> for Take {
+    type Error = DbFault;
+
+    fn try_from(row: entities::take::Model) -> Result<Self, DbFault> {
+        let states = [TakeState::Unused, TakeState::Used, TakeState::Released];
+        let state = states.into_iter().find(|state| state.word() == row.state);
+        Ok(Self {
+            id: TakeId(row.id),
+            activity_id: ActivityId(row.activity_id),
+            user_id: UserId(row.user_id),
+            token_no: row.token_no,
+            take_no: row.take_no,
+            state: state.ok_or(DbFault::Missing("a known take state"))?,
+            taken_at: from_micros(row.taken_at),
+        })
+    }
+}
+
+/// Why an activity takes no requests now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// Its state is not `running`.
+    NotStarted,
+    /// It runs, but `starts_at` is still to come.
+    TooEarly(Timestamp),
+    /// `ends_at` has passed.
+    Over(Timestamp),
+}
+
+/// Why there is no take.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum TakeError {
+    #[error("there is no such activity")]
+    NotFound,
+    #[error("the activity is not running")]
+    NotRunning(Closed),
+    #[error("every token is taken")]
+    SoldOut,
+    #[error("the user holds {0} takes already")]
+    LimitReached(u32),
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    #[error("too many requests are waiting")]
+    Overloaded { retry_after_s: u32 },
+    /// The database failed before anything was written.
+    #[error("the database is not available")]
+    Unavailable,
+    /// The request may have been served: only a repeat with its key can tell.
+    #[error("the outcome is not known yet")]
+    Unanswered,
+    /// The actor ended before it looked at the request; ask the next one.
+    #[error("the request was not begun")]
+    NotBegun,
+}
+
+impl From<TakeError> for ApiError {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
+            TakeError::NotRunning(closed) => {
+                let detail = match closed {
+                    Closed::NotStarted => "The activity is not running.".to_owned(),
+                    Closed::TooEarly(at) => format!("The activity starts at {}.", at.to_rfc3339()),
+                    Closed::Over(at) => format!("The activity ended at {}.", at.to_rfc3339()),
+                };
+                Self::new(Code::ActivityNotRunning, detail)
+            }
+            TakeError::SoldOut => Self::new(Code::SoldOut, "All tokens of this activity are taken."),
+            TakeError::LimitReached(limit) => {
+                Self::new(Code::TakeLimitReached, format!("One user may take {limit} of this activity."))
+            }
+            TakeError::Key(refusal) => refusal.into(),
+            TakeError::Overloaded { retry_after_s } => Self {
+                retry_after_s: Some(retry_after_s),
+                ..Self::new(Code::Overloaded, "More requests are waiting than can be served in time.")
+            },
+            TakeError::Unavailable | TakeError::NotBegun => {
+                Self::new(Code::DependencyUnavailable, "The database is not available; nothing was taken.")
+            }
+            TakeError::Unanswered => Self::new(
+                Code::DependencyUnavailable,
+                "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
+            ),
+        }
+    }
+}
+
+/// Why a take keeps its token.
+#[derive(Debug, Error)]
+pub enum ReleaseError {
+    #[error("there is no such take")]
+    NotFound,
+    #[error("the take was used")]
+    Used,
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    #[error(transparent)]
+    Db(#[from] DbFault),
+}
+
+impl AsDbFault for ReleaseError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        match self {
+            Self::Db(fault) => Some(fault),
+            Self::NotFound | Self::Used | Self::Key(_) => None,
+        }
+    }
+}
+
+impl From<ReleaseError> for ApiError {
+    fn from(error: ReleaseError) -> Self {
+        match error {
+            ReleaseError::NotFound => Self::new(Code::NotFound, "There is no take with this id."),
+            ReleaseError::Used => {
+                Self::new(Code::TransitionNotAllowed, "The take was used; its token cannot be given back.")
+            }
+            ReleaseError::Key(refusal) => refusal.into(),
+            ReleaseError::Db(fault) => fault.into(),
+        }
+    }
+}
+
+/// Why the stock stays as it is.
+#[derive(Debug, Error)]
+pub enum AdjustError {
+    #[error("there is no such activity")]
+    NotFound,
+    #[error("the activity is closed")]
+    Closed,
+    #[error("only {free} tokens are free")]
+    Insufficient { free: i64 },
+    #[error("the stock would be {0}")]
+    OutOfRange(i64),
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    #[error(transparent)]
+    Db(#[from] DbFault),
+}
+
+impl AsDbFault for AdjustError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        match self {
+            Self::Db(fault) => Some(fault),
+            Self::NotFound
+            | Self::Closed
+            | Self::Insufficient { .. }
+            | Self::OutOfRange(_)
+            | Self::Key(_) => None,
+        }
+    }
+}
+
+impl From<AdjustError> for ApiError {
+    fn from(error: AdjustError) -> Self {
+        match error {
+            AdjustError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
+            AdjustError::Closed => Self::new(
+                Code::TransitionNotAllowed,
+                "The activity is closed; reopen it to change its stock.",
+            ),
+            AdjustError::Insufficient { free } => Self::new(
+                Code::StockInsufficient,
+                format!("Only {free} tokens are free; what is sold cannot be withdrawn."),
+            ),
+            AdjustError::OutOfRange(total) => Self::invalid(
+                "/delta",
+                format!("the stock would be {total}; it must stay between 0 and {}", i32::MAX),
+            ),
+            AdjustError::Key(refusal) => refusal.into(),
+            AdjustError::Db(fault) => fault.into(),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The front door of stock: one method per use case.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::actor::{Leave, StockActor, StockHandle, StockRegistry};
+use super::changes::{Adjusted, Adjustment, Released};
+use super::engine::{Notice, Reply, TakeRequest};
+use super::gauge::{Admission, AdmissionLimits};
+use super::model::{AdjustError, ReleaseError, Take, TakeError};
+use super::store::StockStore;
+use crate::cluster::Cluster;
+use crate::db::{Database, DbFault};
+use crate::idempotency::{Answered, RequestKey};
+use crate::ids::{ActivityId, TakeId, UserId};
+use crate::ports::clock::SharedClock;
+
+/// How the stock actors work.
+#[derive(Debug, Clone, Copy)]
+pub struct StockSettings {
+    /// Requests answered in one transaction at most.
+    pub max_batch: usize,
+    pub admission: AdmissionLimits,
+    /// How long a request waits for its answer before it is told that the outcome is unknown.
+    pub answer_deadline: Duration,
+    /// After so long without a request an actor hands its tokens back and rests.
+    pub passivate_after: Duration,
+}
+
+/// Hands out tokens, takes them back, changes how many there are. Clones share the actors.
+#[derive(Debug, Clone)]
+pub struct StockService {
+    store: StockStore,
+    registry: Arc<StockRegistry>,
+    admission: Admission,
+    settings: StockSettings,
+}
+
+impl StockService {
+    /// Must be called within an actix `System`.
+    pub fn new(db: Database, cluster: Cluster, clock: SharedClock, settings: StockSettings) -> Self {
+        let store = StockStore::new(db, cluster, clock);
+        let (actors, resting) = (store.clone(), settings.passivate_after);
+        let registry = Arc::new_cyclic(|registry| {
+            let registry = registry.clone();
+            StockRegistry::new(1, move |activity, gauge| {
+                StockActor::new(
+                    activity,
+                    actors.clone(),
+                    gauge,
+                    registry.clone(),
+                    settings.max_batch,
+                    resting,
+                )
+            })
+        });
+        Self { store, registry, admission: Admission::new(settings.admission), settings }
+    }
+
+    /// Takes one token of `activity` for `user`; with a key, once.
+    pub async fn take(&self, user: UserId, activity: ActivityId, key: Option<RequestKey>) -> Reply {
+        let mut reply = self.ask(user, activity, key).await;
+        if reply == Err(TakeError::NotBegun) {
+            // The actor went to rest, or died, with the request unseen.
+            reply = self.ask(user, activity, key).await;
+        }
+        reply
+    }
+
+    async fn ask(&self, user: UserId, activity: ActivityId, key: Option<RequestKey>) -> Reply {
+        let actor = self.actor(activity)?;
+        // A repeat must be told what its first request was told, so it is never answered from memory.
+        if key.is_none()
+            && let Some(refusal) = actor.shared.refusal(self.store.clock.now())
+        {
+            return Err(refusal);
+        }
+        let waiting = self.admission.admit(&actor.shared)?;
+        let (request, answer) = TakeRequest::new(user, key, waiting);
+        actor.addr.do_send(request);
+        match tokio::time::timeout(self.settings.answer_deadline, answer).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) | Err(_) => Err(TakeError::Unanswered),
+        }
+    }
+
+    fn actor(&self, activity: ActivityId) -> Result<StockHandle, TakeError> {
+        self.registry.get(activity).map_err(|_| TakeError::Overloaded { retry_after_s: 30 })
+    }
+
+    /// The activity was changed: what its actor knows is old.
+    pub fn activity_changed(&self, activity: ActivityId) {
+        self.tell(activity, Notice::Changed);
+    }
+
+    fn tell(&self, activity: ActivityId, notice: Notice) {
+        if let Some(actor) = self.registry.find(activity) {
+            actor.addr.do_send(notice);
+        }
+    }
+
+    /// Gives a take's token back; repeated, the same answer.
+    pub async fn release(
+        &self,
+        take: TakeId,
+        reason: String,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Released>, ReleaseError> {
+        let released = self.store.release(take, reason.clone(), key).await?;
+        if let Answered::Fresh(Released { take, now: true }) = &released {
+            info!(take.id = %take.id, activity.id = %take.activity_id, reason, "Released take {}", take.id);
+            self.tell(take.activity_id, Notice::Released(take.clone()));
+        }
+        Ok(released)
+    }
+
+    /// Raises or lowers the stock of an activity, running or not.
+    pub async fn adjust(
+        &self,
+        change: Adjustment,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Adjusted>, AdjustError> {
+        let activity = change.activity;
+        let adjusted = self.store.adjust(change, key).await?;
+        if let Answered::Fresh(done) = &adjusted {
+            info!(activity.id = %activity, delta = done.delta, reason = done.reason, "Adjusted the stock of activity {activity}");
+            self.activity_changed(activity);
+        }
+        Ok(adjusted)
+    }
+
+    /// A user's takes, newest first, older than `before`.
+    pub async fn takes_of(
+        &self,
+        user: UserId,
+        before: Option<TakeId>,
+        limit: u64,
+    ) -> Result<Vec<Take>, DbFault> {
+        self.store.takes_of(user, before, limit).await
+    }
+
+    /// Lets every actor finish what was accepted and hand its tokens back.
+    pub async fn stop(&self) {
+        for actor in self.registry.all() {
+            match actor.addr.send(Leave).await {
+                Ok(left) => {
+                    if tokio::time::timeout(self.settings.answer_deadline, left).await.is_err() {
+                        warn!("A stock actor did not finish in time");
+                    }
+                }
+                Err(error) => warn!(%error, "A stock actor was gone already"),
+            }
+        }
+        self.registry.stop();
+    }
+}

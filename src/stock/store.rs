@@ -1,0 +1,355 @@
+//! The stock's business steps in the database, each one transaction or one read.
+
+use std::collections::HashMap;
+
+use entities::{activity, take};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Statement,
+};
+use serde::Serialize;
+use serde_json::json;
+
+use super::ThisNode;
+use super::blocks::{self, ClaimedBlock};
+use super::model::{Closed, Take};
+use super::user_takes::UserTakes;
+use super::window::HeldBlock;
+use crate::cluster::Cluster;
+use crate::db::bulk::{Column, Rows};
+use crate::db::{Database, DbFault, Tx};
+use crate::faults;
+use crate::idempotency::{self, Answer, RequestKey};
+use crate::ids::{ActivityId, BatchId, Ids, NodeNumberLost, TakeId, UserId};
+use crate::messaging::event::EventType;
+use crate::messaging::outbox::{self, Events};
+use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
+
+/// The stock's door to the database.
+#[derive(Debug, Clone)]
+pub struct StockStore {
+    pub(super) db: Database,
+    cluster: Cluster,
+    pub(super) clock: SharedClock,
+}
+
+/// What a take needs to know of its activity; good as long as the version in the database is `version`.
+#[derive(Debug, Clone, Copy)]
+pub struct ActivityView {
+    pub version: i64,
+    pub running: bool,
+    pub starts_at: Timestamp,
+    pub ends_at: Timestamp,
+    pub limit: Option<u32>,
+    pub sold_out_announced: bool,
+    /// Whether anyone ever took; if not, memory is complete from the start.
+    pub untouched: bool,
+}
+
+impl ActivityView {
+    /// Why nothing is taken at `now`, by state and by date (ACT-4, ACT-8).
+    pub fn closed_at(&self, now: Timestamp) -> Option<Closed> {
+        if !self.running {
+            Some(Closed::NotStarted)
+        } else if now < self.starts_at {
+            Some(Closed::TooEarly(self.starts_at))
+        } else if now > self.ends_at {
+            Some(Closed::Over(self.ends_at))
+        } else {
+            None
+        }
+    }
+}
+
+/// Takes that are to be committed together, with all they bring. Every row of it joins one transaction, in the order
+/// of the fields; what else a take may bring (a coupon, a draw, an order) is a further field here.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub id: BatchId,
+    pub activity: ActivityId,
+    /// The version the takes were decided by.
+    pub version: i64,
+    /// The block all tokens come from.
+    pub block: HeldBlock,
+    pub takes: Vec<Take>,
+    pub answers: Vec<(RequestKey, Answer)>,
+    pub now: Timestamp,
+}
+
+/// Why a batch was not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The block changed hands or the activity changed: decide again from what the database says.
+    #[error("the token block or the activity changed")]
+    Stale,
+    #[error(transparent)]
+    Db(#[from] DbFault),
+}
+
+impl From<NodeNumberLost> for DbFault {
+    fn from(_: NodeNumberLost) -> Self {
+        Self::Missing("this node's number")
+    }
+}
+
+#[derive(Serialize)]
+struct Taken<'a> {
+    take_id: TakeId,
+    activity_id: ActivityId,
+    user_id: UserId,
+    token_no: i32,
+    take_no: i32,
+    taken_at: &'a str,
+}
+
+impl StockStore {
+    pub fn new(db: Database, cluster: Cluster, clock: SharedClock) -> Self {
+        Self { db, cluster, clock }
+    }
+
+    pub(super) fn ids(&self) -> &Ids {
+        self.cluster.ids()
+    }
+
+    /// This node as an owner of blocks.
+    pub(super) fn this_node(&self) -> ThisNode {
+        ThisNode {
+            node: self.cluster.node(),
+            incarnation: self.cluster.incarnation(),
+            live_nodes: self.cluster.live_nodes(),
+        }
+    }
+
+    /// The activity as it is now; `None` if there is none.
+    pub async fn view(&self, id: ActivityId) -> Result<Option<ActivityView>, DbFault> {
+        self.db
+            .read(move |connection| async move {
+                let Some(row) = activity::Entity::find_by_id(id.0).one(&connection).await? else {
+                    return Ok(None);
+                };
+                let first_take = take::Entity::find()
+                    .select_only()
+                    .column(take::Column::Id)
+                    .filter(take::Column::ActivityId.eq(id.0))
+                    .limit(1);
+                let untouched = first_take.into_tuple::<i64>().one(&connection).await?.is_none();
+                Ok(Some(ActivityView {
+                    version: row.version,
+                    running: row.state == "running",
+                    starts_at: from_micros(row.starts_at),
+                    ends_at: from_micros(row.ends_at),
+                    limit: row.take_limit_per_user.and_then(|limit| u32::try_from(limit).ok()),
+                    sold_out_announced: row.sold_out_at.is_some(),
+                    untouched,
+                }))
+            })
+            .await
+    }
+
+    /// The live take numbers of each of `users`; who never took has none.
+    pub async fn user_takes(
+        &self,
+        activity: ActivityId,
+        users: Vec<UserId>,
+    ) -> Result<HashMap<UserId, UserTakes>, DbFault> {
+        self.db
+            .read(move |connection| async move {
+                let rows =
+                    Rows::new().column("user_id", Column::Big(users.iter().map(|user| user.0).collect()));
+                let backend = connection.get_database_backend();
+                let sql = "SELECT take.user_id, take.live_take_no FROM {rows} \
+                           JOIN take ON take.user_id = r.user_id AND take.activity_id = ?";
+                let found =
+                    connection.query_all_raw(rows.statement(backend, sql, [activity.0.into()])).await?;
+                let mut numbers: HashMap<UserId, Vec<Option<u32>>> =
+                    users.into_iter().map(|user| (user, Vec::new())).collect();
+                for row in found {
+                    let live: Option<i32> = row.try_get("", "live_take_no")?;
+                    let live = live.and_then(|no| u32::try_from(no).ok());
+                    numbers.entry(UserId(row.try_get("", "user_id")?)).or_default().push(live);
+                }
+                Ok(numbers.into_iter().map(|(user, numbers)| (user, numbers.into_iter().collect())).collect())
+            })
+            .await
+    }
+
+    /// The answers kept under `keys`.
+    pub async fn kept_answers(&self, keys: Vec<RequestKey>) -> Result<Vec<(RequestKey, Answer)>, DbFault> {
+        self.db
+            .read(move |connection| async move { idempotency::kept_answers(&connection, &keys).await })
+            .await
+    }
+
+    /// Tokens for this node to sell; `None` if every token of the activity is sold.
+    pub async fn claim(&self, activity: ActivityId) -> Result<Option<ClaimedBlock>, DbFault> {
+        let (ids, me) = (self.ids().clone(), self.this_node());
+        self.db
+            .transaction(move |tx| {
+                let ids = ids.clone();
+                async move { blocks::claim(&tx, &ids, me, activity).await }
+            })
+            .await
+    }
+
+    /// Gives `held` back, so that other nodes find them free.
+    pub async fn hand_back(&self, held: Vec<HeldBlock>) -> Result<(), DbFault> {
+        self.db
+            .transaction(move |tx| {
+                let held = held.clone();
+                async move { blocks::hand_back(&tx, &held).await }
+            })
+            .await
+    }
+
+    /// Commits `batch` as one transaction.
+    pub async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
+        let ids = self.ids().clone();
+        self.db
+            .transaction_once(move |tx| async move {
+                faults::point("before_fence").await.map_err(DbFault::from)?;
+                fence(&tx, &batch).await?;
+                insert_takes(&tx, &batch).await?;
+                faults::point("after_insert").await.map_err(DbFault::from)?;
+                idempotency::keep_all(&tx, &batch.answers, to_micros(batch.now)).await?;
+                let events = taken_events(&ids, &batch)?;
+                outbox::append(&tx, batch.id, events, batch.now, None).await?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Whether a batch of unknown outcome stands. The answer is final: its block is fenced off first, which waits for
+    /// the old transaction to end (R5).
+    pub async fn resolve(&self, batch: BatchId, block: HeldBlock) -> Result<bool, DbFault> {
+        self.db.transaction(move |tx| async move { blocks::fence_off(&tx, block.id).await }).await?;
+        self.db
+            .read(move |connection| async move {
+                Ok(entities::outbox::Entity::find_by_id(batch.0).one(&connection).await?.is_some())
+            })
+            .await
+    }
+
+    /// Announces, once, that every token is sold.
+    pub async fn announce_sold_out(&self, activity: ActivityId) -> Result<(), DbFault> {
+        let (ids, clock) = (self.ids().clone(), self.clock.clone());
+        self.db
+            .transaction(move |tx| {
+                let (ids, now) = (ids.clone(), clock.now());
+                async move {
+                    let marked = activity::Entity::update_many()
+                        .col_expr(activity::Column::SoldOutAt, Some(to_micros(now)).into())
+                        .filter(activity::Column::Id.eq(activity.0))
+                        .filter(activity::Column::SoldOutAt.is_null())
+                        .exec(&tx)
+                        .await?;
+                    if marked.rows_affected == 0 {
+                        return Ok(());
+                    }
+                    let data = json!({"activity_id": activity, "at": outbox::rfc3339(now)});
+                    append_one(&tx, &ids, now, EventType::ActivitySoldOut, activity, &data).await
+                }
+            })
+            .await
+    }
+
+    /// A user's takes, newest first, older than `before`.
+    pub async fn takes_of(
+        &self,
+        user: UserId,
+        before: Option<TakeId>,
+        limit: u64,
+    ) -> Result<Vec<Take>, DbFault> {
+        self.db
+            .read(move |connection| async move {
+                let mut query = take::Entity::find().filter(take::Column::UserId.eq(user.0));
+                if let Some(before) = before {
+                    query = query.filter(take::Column::Id.lt(before.0));
+                }
+                let rows = query.order_by_desc(take::Column::Id).limit(limit).all(&connection).await?;
+                rows.into_iter().map(Take::try_from).collect()
+            })
+            .await
+    }
+}
+
+/// Passes only if the block is still ours and the activity still what the takes were decided by; counts them as sold.
+/// The shared lock on the activity makes its changes wait for this batch, and this batch for them.
+async fn fence(tx: &Tx, batch: &Batch) -> Result<(), CommitError> {
+    const RAISE: &str = "UPDATE token_block SET sold = sold + ? WHERE id = ? AND epoch = ?";
+    let backend = tx.get_database_backend();
+    let activity = [batch.activity.0.into(), batch.version.into()];
+    let sold = i32::try_from(batch.takes.len()).unwrap_or(i32::MAX);
+    let block = [sold.into(), batch.block.id.0.into(), batch.block.epoch.into()];
+    let statement = match backend {
+        DbBackend::Postgres => Statement::from_sql_and_values(
+            backend,
+            "WITH known AS (SELECT 1 FROM activity WHERE id = $1 AND version = $2 FOR SHARE) \
+             UPDATE token_block SET sold = sold + $3 WHERE id = $4 AND epoch = $5 AND EXISTS (SELECT 1 FROM known)",
+            activity.into_iter().chain(block),
+        ),
+        DbBackend::MySql => {
+            let known = "SELECT version FROM activity WHERE id = ? AND version = ? LOCK IN SHARE MODE";
+            let known = Statement::from_sql_and_values(backend, known, activity);
+            if tx.query_one_raw(known).await.map_err(DbFault::from)?.is_none() {
+                return Err(CommitError::Stale);
+            }
+            Statement::from_sql_and_values(backend, RAISE, block)
+        }
+        _ => Statement::from_sql_and_values(
+            backend,
+            format!("{RAISE} AND EXISTS (SELECT 1 FROM activity WHERE id = ? AND version = ?)"),
+            block.into_iter().chain(activity),
+        ),
+    };
+    let raised = tx.execute_raw(statement).await.map_err(DbFault::from)?;
+    if raised.rows_affected() == 1 { Ok(()) } else { Err(CommitError::Stale) }
+}
+
+async fn insert_takes(tx: &Tx, batch: &Batch) -> Result<(), DbFault> {
+    let takes = &batch.takes;
+    let rows = Rows::new()
+        .column("id", Column::Big(takes.iter().map(|take| take.id.0).collect()))
+        .column("user_id", Column::Big(takes.iter().map(|take| take.user_id.0).collect()))
+        .column("token", Column::Int(takes.iter().map(|take| take.token_no).collect()))
+        .column("number", Column::Int(takes.iter().map(|take| take.take_no).collect()));
+    let sql = "INSERT INTO take (id, activity_id, user_id, token_no, take_no, live_token, live_take_no, state, taken_at) \
+               SELECT r.id, ?, r.user_id, r.token, r.number, r.token, r.number, 'unused', ? FROM {rows}";
+    let scalars = [batch.activity.0.into(), to_micros(batch.now).into()];
+    let inserted = tx.execute_raw(rows.statement(tx.get_database_backend(), sql, scalars)).await?;
+    if inserted.rows_affected() == takes.len() as u64 {
+        Ok(())
+    } else {
+        Err(DbFault::Missing("an inserted take"))
+    }
+}
+
+fn taken_events(ids: &Ids, batch: &Batch) -> Result<Events, DbFault> {
+    let mut events = Events::at(batch.now);
+    let subject = batch.activity.to_string();
+    let taken_at = events.time().to_owned();
+    for take in &batch.takes {
+        let data = Taken {
+            take_id: take.id,
+            activity_id: take.activity_id,
+            user_id: take.user_id,
+            token_no: take.token_no,
+            take_no: take.take_no,
+            taken_at: &taken_at,
+        };
+        events.push(ids.next()?, EventType::ActivityTaken, &subject, None, &data)?;
+    }
+    Ok(events)
+}
+
+/// Writes one event about `activity` into the open transaction.
+pub(super) async fn append_one(
+    tx: &Tx,
+    ids: &Ids,
+    now: Timestamp,
+    event_type: EventType,
+    activity: ActivityId,
+    data: &impl Serialize,
+) -> Result<(), DbFault> {
+    let mut events = Events::at(now);
+    events.push(ids.next()?, event_type, &activity.to_string(), None, data)?;
+    outbox::append(tx, ids.next()?, events, now, None).await
+}

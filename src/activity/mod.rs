@@ -46,6 +46,7 @@ macro_rules! words {
     };
 }
 
+pub mod api;
 mod events;
 pub mod machine;
 pub mod model;

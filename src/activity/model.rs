@@ -18,6 +18,16 @@ words! {
     }
 }
 
+impl Kind {
+    /// Refuses kinds whose takes cannot bring yet what they promise.
+    pub fn offered(self) -> Result<Self, Invalid> {
+        match self {
+            Self::PrizeDraw | Self::Giveaway => Ok(self),
+            Self::FlashSale => Err(Invalid::FlashSale),
+        }
+    }
+}
+
 /// A value no activity can have.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum Invalid {

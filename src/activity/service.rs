@@ -7,7 +7,7 @@ use std::time::Duration;
 use moka::future::Cache;
 use sea_orm::DbErr;
 use thiserror::Error;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::events::StateChanged;
 use super::machine::{self, Decision, Event, Refusal, State, decide};
@@ -190,13 +190,13 @@ impl ActivityService {
             let found = self.get(id).await?;
             Ok(found.filter(|found| PUBLIC_STATES.contains(&found.state)).map(Arc::new))
         };
-        self.0.shown.try_get_with(id, look).await
+        self.0.shown.try_get_with(id, logged(look)).await
     }
 
     /// Activities that customers may see, at most a quarter of a second old.
     pub async fn shown_list(&self, listing: Listing) -> Result<Arc<[ActivityView]>, Arc<DbFault>> {
         let look = async move { Ok(self.page(listing, &PUBLIC_STATES).await?.into()) };
-        self.0.shown_lists.try_get_with(listing, look).await
+        self.0.shown_lists.try_get_with(listing, logged(look)).await
     }
 
     /// Up to `limit` activities behind `after` for which it is time, by id.
@@ -234,7 +234,7 @@ impl ActivityService {
         let new = Activity {
             id: self.0.ids.next()?,
             name: draft.name,
-            kind: offered(draft.kind)?,
+            kind: draft.kind.offered()?,
             state: State::Editing,
             window: draft.window,
             stock_total: draft.stock_total.get(),
@@ -262,7 +262,7 @@ impl ActivityService {
         if edit.ends_at.is_some_and(|ends_at| ends_at <= now) {
             return Err(Invalid::Over.into());
         }
-        edit.kind.map(offered).transpose()?;
+        edit.kind.map(Kind::offered).transpose()?;
         let after = before.edited(edit)?;
         let sold = store::sold_of(tx, id).await?;
         if after == before {
@@ -325,18 +325,15 @@ impl ActivityService {
     }
 }
 
-/// Refuses kinds whose takes cannot bring yet what they promise.
-fn offered(kind: Kind) -> Result<Kind, Invalid> {
-    match kind {
-        Kind::PrizeDraw | Kind::Giveaway => Ok(kind),
-        Kind::FlashSale => Err(Invalid::FlashSale),
-    }
-}
-
 async fn view(
     connection: &sea_orm::DatabaseConnection,
     id: ActivityId,
 ) -> Result<Option<ActivityView>, DbFault> {
     let Some(activity) = store::find(connection, id).await? else { return Ok(None) };
     Ok(Some(activity.view(store::sold_of(connection, id).await?)))
+}
+
+/// Logs a failure once, however many wait for the answer.
+async fn logged<T>(look: impl Future<Output = Result<T, DbFault>>) -> Result<T, DbFault> {
+    look.await.inspect_err(|fault| warn!(error = %fault, "Activities cannot be read"))
 }

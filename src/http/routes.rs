@@ -6,11 +6,22 @@
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{health, openapi, problem};
+use crate::activity::api as activity;
 use crate::identity::api as identity;
 
 /// Everything under `/api/v1`.
 pub(super) fn api(routes: &mut ServiceConfig<'_>) {
-    routes.service(identity::sign_in).service(identity::sign_out).service(identity::me);
+    routes
+        .service(activity::show)
+        .service(activity::list_shown)
+        .service(identity::sign_in)
+        .service(identity::sign_out)
+        .service(identity::me)
+        .service(activity::get)
+        .service(activity::list_all)
+        .service(activity::create)
+        .service(activity::edit)
+        .service(activity::transition);
 }
 
 /// What operators, load balancers and monitoring ask.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::future::Cache;
-use sea_orm::DbErr;
 use thiserror::Error;
 use tracing::{info, warn};
 
@@ -19,6 +18,7 @@ use crate::ids::{ActivityId, Ids, NodeNumberLost, UserId};
 use crate::messaging::event::EventType;
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::SharedClock;
+use crate::stock::blocks;
 
 /// How old the stock may be that a crowd is shown.
 const SHOWN_FOR: Duration = Duration::from_millis(250);
@@ -245,7 +245,7 @@ impl ActivityService {
             updated_at: now,
         };
         store::insert(tx, &new).await?;
-        store::fill_drum(tx, &new, self.0.ids.next()?).await?;
+        blocks::create(tx, &self.0.ids, new.id, new.stock_total).await?;
         self.announce(tx, &new, None).await?;
         Ok(new.view(0))
     }
@@ -272,7 +272,8 @@ impl ActivityService {
             return Err(ActivityError::Taken(sold));
         }
         if after.stock_total != before.stock_total {
-            store::fill_drum(tx, &after, self.0.ids.next()?).await?;
+            blocks::remove(tx, id).await?;
+            blocks::create(tx, &self.0.ids, id, after.stock_total).await?;
         }
         Ok(self.save(tx, &before, after).await?.view(sold))
     }
@@ -311,7 +312,7 @@ impl ActivityService {
                 Some(activity.version),
                 &StateChanged::new(activity, from),
             )
-            .map_err(|error| DbFault::from(DbErr::Json(error.to_string())))?;
+            .map_err(DbFault::from)?;
         outbox::append(tx, self.0.ids.next()?, events, activity.updated_at, None).await?;
         Ok(())
     }

@@ -1,19 +1,16 @@
-//! Activities and their drums in the database.
+//! Activities in the database.
 
 use std::collections::HashMap;
 
 use entities::{activity, token_block};
 use sea_orm::ActiveValue::{NotSet, Set};
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
-    QuerySelect,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::machine::State;
 use super::model::{Activity, Count, Due, Invalid, Listing, Name, Window};
 use crate::db::{DbFault, Tx};
-use crate::ids::{ActivityId, BlockId, UserId};
+use crate::ids::{ActivityId, UserId};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
 
 pub(super) async fn find(
@@ -45,27 +42,6 @@ pub(super) async fn update(tx: &Tx, changed: &Activity, made_from: i64) -> Resul
         .exec(tx)
         .await?;
     if done.rows_affected == 1 { Ok(()) } else { Err(DbFault::Missing("the version of the locked activity")) }
-}
-
-/// Puts a full drum, one open block, in the place of whatever the activity had.
-pub(super) async fn fill_drum(tx: &Tx, activity: &Activity, block: BlockId) -> Result<(), DbFault> {
-    token_block::Entity::delete_many()
-        .filter(token_block::Column::ActivityId.eq(activity.id.0))
-        .exec(tx)
-        .await?;
-    let full = token_block::Model {
-        id: block.0,
-        activity_id: activity.id.0,
-        first_token: 1,
-        last_token: activity.stock_total,
-        state: "open".to_owned(),
-        owner_node: None,
-        owner_incarnation: None,
-        epoch: 0,
-        sold: 0,
-    };
-    token_block::Entity::insert(full.into_active_model()).exec_without_returning(tx).await?;
-    Ok(())
 }
 
 /// How many units of one activity are taken.

@@ -286,3 +286,150 @@ async fn customers_see_what_was_approved() {
     story.ask(visible, Event::Close).await.unwrap();
     assert_eq!(story.activities.shown(visible).await.unwrap().unwrap().state, State::Closed);
 }
+
+/// Bodies, roles and refusals over HTTP.
+mod over_http {
+    use actix_web::body::MessageBody;
+    use actix_web::dev::{Service, ServiceResponse};
+    use actix_web::http::StatusCode;
+    use actix_web::test::{TestRequest, init_service, read_body_json};
+    use actix_web::web::Data;
+    use actix_web::{App, Error};
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::activity::api;
+    use crate::error::{ApiError, Code};
+    use crate::identity::{Role, Roles, SigningSecret, Tokens};
+
+    async fn server(
+        story: &Story,
+    ) -> impl Service<actix_http::Request, Response = ServiceResponse<impl MessageBody>, Error = Error> {
+        let tokens = tokens(story);
+        init_service(
+            App::new()
+                .app_data(Data::new(tokens))
+                .app_data(Data::new(story.activities.clone()))
+                .service(api::show)
+                .service(api::list_shown)
+                .service(api::get)
+                .service(api::list_all)
+                .service(api::create)
+                .service(api::edit)
+                .service(api::transition),
+        )
+        .await
+    }
+
+    fn tokens(story: &Story) -> Tokens {
+        let secret = SigningSecret::new("s".repeat(32).into()).unwrap();
+        let ids = Ids::new(2, story.clock.as_ref(), Duration::from_secs(600));
+        Tokens::new(&secret, &[], story.clock.clone(), ids)
+    }
+
+    fn by(story: &Story, role: Role, request: TestRequest) -> TestRequest {
+        let token = tokens(story).issue(OPERATOR, Roles::from(role), Duration::from_secs(600)).unwrap();
+        request.insert_header(("authorization", format!("Bearer {}", token.token)))
+    }
+
+    async fn ask(
+        server: &impl Service<actix_http::Request, Response = ServiceResponse<impl MessageBody>, Error = Error>,
+        request: TestRequest,
+    ) -> Result<(StatusCode, Value), ApiError> {
+        let response = server.call(request.to_request()).await.unwrap();
+        if let Some(error) = response.response().error() {
+            return Err(error.as_error::<ApiError>().expect("a refusal of ours").clone());
+        }
+        Ok((response.status(), read_body_json(response).await))
+    }
+
+    fn body() -> Value {
+        json!({
+            "name": "Mooncakes", "kind": "giveaway", "starts_at": START, "ends_at": END,
+            "stock_total": 100, "take_limit_per_user": null,
+        })
+    }
+
+    #[actix_web::test]
+    async fn an_operator_runs_an_activity_and_a_customer_sees_it() {
+        let story = Story::begin().await;
+        let server = server(&story).await;
+        let post = |path: &str, body: &Value| {
+            by(&story, Role::Operator, TestRequest::post().uri(path).set_json(body))
+        };
+        let get = |role, path: &str| by(&story, role, TestRequest::get().uri(path));
+
+        let create = || post("/admin/activities", &body()).insert_header(("idempotency-key", "k"));
+        let (status, created) = ask(&server, create()).await.unwrap();
+        assert_eq!((status, &created["state"]), (StatusCode::CREATED, &json!("editing")));
+        assert_eq!(ask(&server, create()).await.unwrap(), (StatusCode::CREATED, created.clone()));
+        let id = created["id"].as_str().unwrap();
+
+        let shown = format!("/activities/{id}");
+        let hidden = ask(&server, get(Role::Customer, &shown)).await.unwrap_err();
+        assert_eq!(hidden.code, Code::NotFound);
+        let (_, seen) = ask(&server, get(Role::Viewer, &format!("/admin{shown}"))).await.unwrap();
+        assert_eq!(seen, created);
+
+        let patch = TestRequest::patch().uri(&format!("/admin{shown}"));
+        let patch = patch.set_json(json!({"stock_total": 5, "take_limit_per_user": 2}));
+        let (_, edited) = ask(&server, by(&story, Role::Operator, patch)).await.unwrap();
+        assert_eq!((&edited["stock"]["total"], &edited["take_limit_per_user"]), (&json!(5), &json!(2)));
+        assert_eq!(edited["name"], "Mooncakes");
+
+        let transitions = format!("/admin{shown}/transitions");
+        for (event, state) in [("submit", "submitted"), ("approve", "approved")] {
+            let (_, moved) = ask(&server, post(&transitions, &json!({"event": event}))).await.unwrap();
+            assert_eq!(moved["state"], state);
+        }
+        let refused = ask(&server, post(&transitions, &json!({"event": "reopen"}))).await;
+        assert_eq!(refused.unwrap().1["state"], "approved");
+        let refused = ask(&server, post(&transitions, &json!({"event": "withdraw"}))).await.unwrap_err();
+        assert_eq!(refused.code, Code::TransitionNotAllowed);
+        assert!(refused.detail.ends_with("possible now: refuse, close"), "{}", refused.detail);
+
+        let list = "/activities?state=approved&kind=giveaway";
+        let (_, page) = ask(&server, get(Role::Customer, list)).await.unwrap();
+        assert_eq!(page["items"][0]["id"], id);
+        assert_eq!(page["items"][0]["stock"], json!({"total": 5, "remaining": 5}));
+        let forbidden = ask(&server, get(Role::Customer, "/admin/activities")).await.unwrap_err();
+        assert_eq!(forbidden.code, Code::Forbidden);
+        let unknown = ask(&server, get(Role::Viewer, "/admin/activities?state=open")).await.unwrap_err();
+        assert_eq!(unknown.errors[0].pointer, "?state");
+    }
+
+    #[rstest]
+    #[case(json!({"name": ""}), &["/name"])]
+    #[case(json!({"name": "x".repeat(129), "stock_total": 0, "take_limit_per_user": 0}),
+        &["/name", "/stock_total", "/take_limit_per_user"])]
+    #[case(json!({"stock_total": 2_147_483_648_i64}), &["/stock_total"])]
+    #[case(json!({"stock_total": 1.5}), &["/stock_total"])]
+    #[case(json!({"stock_total": "1"}), &["/stock_total"])]
+    #[case(json!({"stock_total": null}), &["/stock_total"])]
+    #[case(json!({"ends_at": START}), &["/ends_at"])]
+    #[case(json!({"starts_at": "1969-12-31T23:59:59Z"}), &["/starts_at"])]
+    #[case(json!({"starts_at": "2000-01-01T00:00:00Z", "ends_at": "2000-01-02T00:00:00Z"}), &["/ends_at"])]
+    #[case(json!({"ends_at": "+10000-01-01T00:00:00Z"}), &["/ends_at"])]
+    #[case(json!({"ends_at": "tomorrow"}), &["/ends_at"])]
+    #[case(json!({"kind": "flash_sale"}), &["/kind"])]
+    #[case(json!({"kind": "raffle"}), &["/kind"])]
+    #[case(json!({"goods_id": "1"}), &["/goods_id"])]
+    #[actix_web::test]
+    async fn each_bad_member_is_named(#[case] wrong: Value, #[case] pointers: &[&str]) {
+        let story = Story::begin().await;
+        let server = server(&story).await;
+        let mut body = body();
+        body.as_object_mut().unwrap().extend(wrong.as_object().unwrap().clone());
+        let id = story.create().await;
+        let create = TestRequest::post().uri("/admin/activities").set_json(body);
+        let edit = TestRequest::patch().uri(&format!("/admin/activities/{id}")).set_json(wrong);
+        for request in [create, edit] {
+            let refusal = ask(&server, by(&story, Role::Operator, request)).await.unwrap_err();
+            assert_eq!(refusal.code, Code::ValidationFailed);
+            let named: Vec<&str> = refusal.errors.iter().map(|error| error.pointer.as_str()).collect();
+            assert_eq!(named, pointers, "{refusal:?}");
+        }
+        assert_eq!(story.activities.list(listing()).await.unwrap().len(), 1);
+    }
+}

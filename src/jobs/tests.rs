@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::activity::machine::State;
 use crate::activity::tests::{END, START, Story};
-use crate::db::Database;
+use crate::db::{Database, DbFault};
 use crate::ids::ActivityId;
 
 const PERIOD: Duration = Duration::from_millis(10);
@@ -115,4 +115,24 @@ async fn activities_start_and_close_on_time() {
     job.run_once().await.unwrap();
     all(&ids, State::Closed).await;
     assert_eq!(story.state(draft).await, State::Editing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_activity_that_fails_does_not_stop_the_others() {
+    use sea_orm::{ActiveValue::Set, EntityTrait};
+    let story = Story::begin().await;
+    let broken = story.approved().await;
+    let sound = story.approved().await;
+    let breaking = story.db.transaction(move |tx| async move {
+        let row = entities::activity::ActiveModel {
+            id: Set(broken.0),
+            name: Set(String::new()),
+            ..Default::default()
+        };
+        Ok::<_, DbFault>(entities::activity::Entity::update(row).exec(&tx).await.map(drop)?)
+    });
+    breaking.await.unwrap();
+    story.clock.set(START);
+    activity_states(story.activities.clone(), PERIOD).run_once().await.unwrap();
+    assert_eq!(story.state(sound).await, State::Running);
 }

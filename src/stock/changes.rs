@@ -11,6 +11,7 @@ use serde_json::json;
 use super::blocks;
 use super::model::{AdjustError, ReleaseError, Take, TakeState};
 use super::store::{StockStore, append_one};
+use crate::activity::machine::State;
 use crate::db::{DbFault, Tx};
 use crate::idempotency::{self, Answered, RequestKey};
 use crate::ids::{ActivityId, AdjustmentId, Ids, TakeId, UserId};
@@ -60,7 +61,7 @@ pub struct Released {
     pub now: bool,
 }
 
-async fn release(
+pub(super) async fn release(
     tx: &Tx,
     ids: &Ids,
     now: Timestamp,
@@ -134,11 +135,16 @@ pub struct StockLevel {
     pub remaining: i64,
 }
 
-async fn adjust(tx: &Tx, ids: &Ids, now: Timestamp, change: Adjustment) -> Result<Adjusted, AdjustError> {
+pub(super) async fn adjust(
+    tx: &Tx,
+    ids: &Ids,
+    now: Timestamp,
+    change: Adjustment,
+) -> Result<Adjusted, AdjustError> {
     let id = change.activity;
     let locked = activity::Entity::find_by_id(id.0).lock_exclusive().one(tx).await.map_err(DbFault::from)?;
     let row = locked.ok_or(AdjustError::NotFound)?;
-    if row.state == "closed" {
+    if row.state == State::Closed.word() {
         return Err(AdjustError::Closed);
     }
     let total = i64::from(row.stock_total) + i64::from(change.delta);

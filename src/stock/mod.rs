@@ -18,6 +18,8 @@ pub mod range_set;
 mod ranges;
 pub mod service;
 pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod user_takes;
 pub mod window;
 

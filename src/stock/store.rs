@@ -14,6 +14,7 @@ use super::blocks::{self, ClaimedBlock};
 use super::model::{Closed, Take};
 use super::user_takes::UserTakes;
 use super::window::HeldBlock;
+use crate::activity::machine::State;
 use crate::cluster::Cluster;
 use crate::db::bulk::{Column, Rows};
 use crate::db::{Database, DbFault, Tx};
@@ -134,7 +135,7 @@ impl StockStore {
                 let untouched = first_take.into_tuple::<i64>().one(&connection).await?.is_none();
                 Ok(Some(ActivityView {
                     version: row.version,
-                    running: row.state == "running",
+                    running: row.state == State::Running.word(),
                     starts_at: from_micros(row.starts_at),
                     ends_at: from_micros(row.ends_at),
                     limit: row.take_limit_per_user.and_then(|limit| u32::try_from(limit).ok()),
@@ -203,18 +204,7 @@ impl StockStore {
     /// Commits `batch` as one transaction.
     pub async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
         let ids = self.ids().clone();
-        self.db
-            .transaction_once(move |tx| async move {
-                faults::point("before_fence").await.map_err(DbFault::from)?;
-                fence(&tx, &batch).await?;
-                insert_takes(&tx, &batch).await?;
-                faults::point("after_insert").await.map_err(DbFault::from)?;
-                idempotency::keep_all(&tx, &batch.answers, to_micros(batch.now)).await?;
-                let events = taken_events(&ids, &batch)?;
-                outbox::append(&tx, batch.id, events, batch.now, None).await?;
-                Ok(())
-            })
-            .await
+        self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await
     }
 
     /// Whether a batch of unknown outcome stands. The answer is final: its block is fenced off first, which waits for
@@ -269,6 +259,18 @@ impl StockStore {
             })
             .await
     }
+}
+
+/// Writes `batch` into the open transaction.
+pub(super) async fn commit(tx: &Tx, ids: &Ids, batch: Batch) -> Result<(), CommitError> {
+    faults::point("before_fence").await.map_err(DbFault::from)?;
+    fence(tx, &batch).await?;
+    insert_takes(tx, &batch).await?;
+    faults::point("after_insert").await.map_err(DbFault::from)?;
+    idempotency::keep_all(tx, &batch.answers, to_micros(batch.now)).await?;
+    let events = taken_events(ids, &batch)?;
+    outbox::append(tx, batch.id, events, batch.now, None).await?;
+    Ok(())
 }
 
 /// Passes only if the block is still ours and the activity still what the takes were decided by; counts them as sold.

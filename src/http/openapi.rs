@@ -136,8 +136,13 @@ fn complete_operation(path: &str, operation: &mut Operation) {
         match operation.responses.responses.get_mut(&status) {
             None => drop(operation.responses.responses.insert(status, response)),
             Some(RefOr::T(own)) if own.content.contains_key(PROBLEM_JSON) => {
-                if let RefOr::T(Response { description, .. }) = response {
-                    own.description = format!("{}\n{description}", own.description);
+                if let RefOr::T(common) = response {
+                    for meaning in common.description.lines() {
+                        if !own.description.lines().any(|known| known == meaning) {
+                            own.description.push('\n');
+                            own.description.push_str(meaning);
+                        }
+                    }
                 }
             }
             // An answer with a body of its own, such as the 503 of /readyz.
@@ -167,7 +172,7 @@ pub fn refusals(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
 #[macro_export]
 macro_rules! refusals {
     ($name:ident: $($code:ident),+ $(,)?) => {
-        struct $name;
+        enum $name {}
 
         impl utoipa::IntoResponses for $name {
             fn responses() -> std::collections::BTreeMap<

@@ -8,12 +8,15 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use super::{health, openapi, problem};
 use crate::activity::api as activity;
 use crate::identity::api as identity;
+use crate::stock::api as stock;
 
 /// Everything under `/api/v1`.
 pub(super) fn api(routes: &mut ServiceConfig<'_>) {
     routes
+        .service(stock::take)
         .service(activity::show)
         .service(activity::list_shown)
+        .service(stock::my_takes)
         .service(identity::sign_in)
         .service(identity::sign_out)
         .service(identity::me)
@@ -21,7 +24,9 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(activity::list_all)
         .service(activity::create)
         .service(activity::edit)
-        .service(activity::transition);
+        .service(activity::transition)
+        .service(stock::adjust_stock)
+        .service(stock::release);
 }
 
 /// What operators, load balancers and monitoring ask.

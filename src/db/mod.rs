@@ -184,8 +184,9 @@ impl Database {
     /// How many schema changes are not applied yet.
     pub async fn pending_migrations(&self) -> Result<usize, DbFault> {
         use migrations::{Migrator, MigratorTrait};
-        self.read(|connection| async move { Ok(Migrator::get_pending_migrations(&connection).await?.len()) })
-            .await
+        // Asking creates the table that keeps count, hence the connections that may write.
+        let write = self.pools().write.clone();
+        self.run(async move { Ok(Migrator::get_pending_migrations(&write).await?.len()) }).await?
     }
 
     /// The database's own clock, in microseconds since the Unix epoch: what leases are measured by (R23).

@@ -41,7 +41,8 @@ pub enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 3] = [Self::Customer, Self::Operator, Self::Viewer];
+    /// Every role.
+    pub const ALL: [Self; 3] = [Self::Customer, Self::Operator, Self::Viewer];
 
     /// The role as clients and the database know it.
     pub const fn word(self) -> &'static str {

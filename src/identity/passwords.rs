@@ -10,6 +10,8 @@ use std::time::Duration;
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{Error, PasswordHasher, PasswordVerifier};
+use rand::RngExt;
+use rand::distr::Alphanumeric;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -36,6 +38,13 @@ impl NewPassword {
             8..=256 => Ok(Self(text)),
             _ => Err(InvalidPassword),
         }
+    }
+
+    /// A random password, and its text to be shown once.
+    pub fn generate() -> (Self, SecretString) {
+        let text: String = rand::rng().sample_iter(Alphanumeric).take(20).map(char::from).collect();
+        let text = SecretString::from(text);
+        (Self(text.clone()), text)
     }
 }
 

@@ -183,6 +183,11 @@ impl IdentityService {
         }
     }
 
+    /// Whether anyone can log in with a password.
+    pub async fn has_password_users(&self) -> Result<bool, DbFault> {
+        self.0.db.read(|connection| async move { store::any_of(&connection, Provider::Password).await }).await
+    }
+
     /// Creates `count` customers and gives a token for each, in portions; each portion's customers are committed.
     ///
     /// Works beside a running server and ends at the first error.

@@ -73,6 +73,12 @@ impl From<NewAccount> for users::ActiveModel {
     }
 }
 
+/// Whether `provider` vouches for anybody.
+pub(super) async fn any_of(connection: &impl ConnectionTrait, provider: Provider) -> Result<bool, DbFault> {
+    let one = users::Entity::find().filter(users::Column::Provider.eq(provider.word())).one(connection);
+    Ok(one.await?.is_some())
+}
+
 /// The user whom `provider` calls `subject`.
 pub(super) async fn find(
     connection: &impl ConnectionTrait,

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
 use crate::ids::{Ids, NODE_NUMBERS};
@@ -87,7 +87,7 @@ impl Cluster {
         let (node, live) = take_number(db, membership, incarnation).await?;
         let ids = Ids::new(node, clock, LEASE);
         ids.extend(asked + LEASE);
-        info!(node, incarnation, "Joined as node {node}");
+        debug!(node, incarnation, "Joined as node {node}");
 
         let live_nodes = Arc::new(AtomicU32::new(live));
         let (lost_sender, lost) = watch::channel(false);
@@ -120,7 +120,7 @@ impl Cluster {
     pub async fn lost(&self) {
         let mut lost = self.0.lost.clone();
         if lost.wait_for(|lost| *lost).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

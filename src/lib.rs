@@ -5,7 +5,10 @@
 
 pub mod activity; // campaigns: what is on offer, when, to whom, how many each
 pub mod actors; // actors that come and go, found by key
-pub mod cluster; // the node's number among the others
+pub mod app; // the only place that wires: start and stop order
+pub mod cli; // arguments, exit codes
+pub mod cluster; // this node's number, leased in the database
+pub mod config; // settings in layers; default.toml explains every key
 pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
 pub mod error; // every public error code with its status
 pub mod faults; // named places where tests make the server die, panic, wait or fail
@@ -17,3 +20,4 @@ pub mod jobs; // periodic work that one node does for all
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
 pub mod stock; // who gets which unit, exactly
+pub mod telemetry; // logs, metrics, traces

@@ -1,0 +1,434 @@
+//! The only place that wires. Things start in the order of the text of [`App::start`] and stop in the order of the
+//! text of [`Running::stop`], so that no accepted request loses what it stands on.
+
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::web::Data;
+use futures_util::FutureExt;
+use secrecy::SecretString;
+use thiserror::Error;
+use tokio::runtime::{Handle, Runtime};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::activity::ActivityService;
+use crate::cluster::{Cluster, ClusterError, Membership};
+use crate::config::Config;
+use crate::db::{Database, DbFault, InvalidDatabaseUrl};
+use crate::http::{self, Check, HttpSettings, RateLimitSettings, Readiness};
+use crate::identity::{
+    IdentityError, IdentityService, NewPassword, Role, Roles, SecretTooShort, TokenStore, TokenStoreError,
+    UserName,
+};
+use crate::ids::EventId;
+use crate::jobs::{self, Runner};
+use crate::ports::clock::SharedClock;
+use crate::stock::gauge::AdmissionLimits;
+use crate::stock::{StockService, StockSettings};
+use crate::telemetry;
+
+/// Threads for database work, at least.
+const FEWEST_DATABASE_THREADS: usize = 2;
+
+/// The first operator's name.
+const FIRST_OPERATOR: &str = "admin";
+
+/// Why the server did not start, and what to do.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("`database.url` {0}")]
+    DatabaseUrl(#[from] InvalidDatabaseUrl),
+    #[error("cannot use the data directory {}: {source}", directory.display())]
+    DataDirectory { directory: PathBuf, source: std::io::Error },
+    #[error(
+        "another server uses the data directory {}; stop it, or give this one another `database.url`",
+        .0.display()
+    )]
+    DataDirectoryInUse(PathBuf),
+    #[error("no threads for the database: {0}")]
+    Threads(std::io::Error),
+    #[error("cannot open the database ({database}): {fault}")]
+    Database { database: String, fault: DbFault },
+    #[error("the database's tables are {0} steps behind; run `tombola migrate`")]
+    NotMigrated(usize),
+    #[error("cannot join the other nodes: {0}")]
+    Cluster(#[from] ClusterError),
+    #[error("`auth.secret`: {0}")]
+    Secret(#[from] SecretTooShort),
+    #[error("cannot prepare the signing keys: {0}")]
+    SigningKeys(#[from] TokenStoreError),
+    #[error("cannot create the first operator: {0}")]
+    FirstOperator(#[from] IdentityError),
+    #[error("cannot listen on {address}: {source}; `--address` takes another one")]
+    Listen { address: SocketAddr, source: std::io::Error },
+}
+
+/// The database and this process's place among those that use it: what a server and a command beside it both need.
+#[derive(Debug)]
+pub struct Ground {
+    pub db: Database,
+    pub cluster: Cluster,
+    runtime: DatabaseRuntime,
+    /// Keeps a second server from the same SQLite file.
+    _lock: Option<File>,
+}
+
+impl Ground {
+    /// Opens the database for the server, bringing its tables up to date if the configuration says so.
+    pub async fn for_server(config: &Config, clock: &SharedClock) -> Result<Self, StartError> {
+        let lock = lock_data_directory(config)?;
+        let runtime = DatabaseRuntime::start()?;
+        let db = connect(config, runtime.handle()).await?;
+        if config.database.migrate_on_start {
+            db.migrate().await.map_err(|fault| unusable(config, fault))?;
+        }
+        let membership = if lock.is_some() { Membership::Alone } else { Membership::Shared };
+        Self::join(db, runtime, lock, membership, config, clock).await
+    }
+
+    /// Opens the database for a command that may run beside the server.
+    pub async fn for_command(config: &Config, clock: &SharedClock) -> Result<Self, StartError> {
+        let runtime = DatabaseRuntime::start()?;
+        let db = connect(config, runtime.handle()).await?;
+        if config.database.migrate_on_start {
+            db.migrate().await.map_err(|fault| unusable(config, fault))?;
+        }
+        Self::join(db, runtime, None, Membership::Shared, config, clock).await
+    }
+
+    async fn join(
+        db: Database,
+        runtime: DatabaseRuntime,
+        lock: Option<File>,
+        membership: Membership,
+        config: &Config,
+        clock: &SharedClock,
+    ) -> Result<Self, StartError> {
+        match db.pending_migrations().await.map_err(|fault| unusable(config, fault))? {
+            0 => {}
+            pending => return Err(StartError::NotMigrated(pending)),
+        }
+        let cluster = Cluster::join(&db, membership, clock.as_ref(), runtime.handle()).await?;
+        Ok(Self { db, cluster, runtime, _lock: lock })
+    }
+
+    /// Sessions and users.
+    pub async fn identity(
+        &self,
+        config: &Config,
+        clock: &SharedClock,
+    ) -> Result<(TokenStore, IdentityService), StartError> {
+        let Self { db, cluster, .. } = self;
+        let (keys, ttl) = (config.signing_keys()?, config.auth.token_ttl);
+        let ids = cluster.ids().clone();
+        let tokens = TokenStore::open(db.clone(), keys, ttl, clock.clone(), ids.clone()).await?;
+        let dev_login = config.dev_login();
+        let identity = IdentityService::new(db.clone(), tokens.clone(), ttl, dev_login, clock.clone(), ids);
+        Ok((tokens, identity))
+    }
+
+    /// Closes the database.
+    pub async fn close(self) {
+        self.cluster.leave();
+        self.db.close().await;
+    }
+}
+
+/// Brings the tables up to date.
+pub async fn migrate(config: &Config) -> Result<(), StartError> {
+    let runtime = DatabaseRuntime::start()?;
+    let db = connect(config, runtime.handle()).await?;
+    let migrated = db.migrate().await.map_err(|fault| unusable(config, fault));
+    db.close().await;
+    migrated
+}
+
+/// Starts the server.
+#[derive(Debug)]
+pub struct App;
+
+/// A server that answers requests, until it is told to stop.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens; the port the system chose, if it was to choose.
+    pub address: SocketAddr,
+    /// The operator that was created because there was none, and its password, to be shown once.
+    pub first_operator: Option<(UserName, SecretString)>,
+    readiness: Readiness,
+    drain_delay: Duration,
+    http: ServerHandle,
+    stop_jobs: CancellationToken,
+    jobs: JoinHandle<()>,
+    stock: StockService,
+    /// What keeps memory in step with the database; ends when dropped.
+    upkeep: JoinSet<()>,
+    ground: Ground,
+}
+
+impl App {
+    /// Starts a server within the current actix system. Several may run in one process.
+    pub async fn start(config: Config, clock: SharedClock) -> Result<Running, StartError> {
+        let metrics = telemetry::metrics(clock.as_ref());
+        let ground = Ground::for_server(&config, &clock).await?;
+        let Ground { db, cluster, .. } = &ground;
+        let runtime = ground.runtime.handle();
+
+        let (tokens, identity) = ground.identity(&config, &clock).await?;
+        let first_operator = match config.is_embedded() {
+            true => first_operator(&identity).await?,
+            false => None,
+        };
+        let stock = StockService::new(db.clone(), cluster.clone(), clock.clone(), stock_settings(&config));
+        let actors = stock.clone();
+        let on_change = Arc::new(move |activity| actors.activity_changed(activity));
+        let activities = ActivityService::new(db.clone(), clock.clone(), cluster.ids().clone(), on_change);
+
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn_on(telemetry::keep_up(metrics.clone()), runtime);
+        let fresh = tokens.clone();
+        upkeep.spawn_on(async move { fresh.keep_fresh().await }, runtime);
+
+        let job = jobs::activity_states(activities.clone(), config.jobs.activity_states_every);
+        let stop_jobs = CancellationToken::new();
+        let runner = Runner::new(db.clone(), cluster.incarnation(), vec![job]);
+        let jobs = runtime.spawn(runner.run(stop_jobs.clone()));
+
+        let readiness = Readiness::new(checks(db, cluster));
+        let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
+        let (activities, takes) = (Data::new(activities), Data::new(stock.clone()));
+        let listening = http::start(&http_settings(&config), readiness.clone(), metrics, move |routes| {
+            routes
+                .app_data(tokens.clone())
+                .app_data(identity.clone())
+                .app_data(activities.clone())
+                .app_data(takes.clone());
+        });
+        let address = config.http.address;
+        let listening = listening.map_err(|source| StartError::Listen { address, source })?;
+        let address = listening.addresses.first().copied().unwrap_or(address);
+        let http = listening.server.handle();
+        actix_web::rt::spawn(listening.server);
+        info!(%address, node = cluster.node(), "Listening on {address} as node {}", cluster.node());
+
+        let drain_delay = config.http.drain_delay;
+        Ok(Running {
+            address,
+            first_operator,
+            readiness,
+            drain_delay,
+            http,
+            stop_jobs,
+            jobs,
+            stock,
+            upkeep,
+            ground,
+        })
+    }
+}
+
+impl Running {
+    /// Waits until the server can no longer do its work and must be stopped.
+    pub async fn failed(&self) {
+        self.ground.cluster.lost().await;
+    }
+
+    /// Stops without losing an accepted request.
+    pub async fn stop(mut self) {
+        info!("Stopping");
+        self.readiness.stop();
+        tokio::time::sleep(self.drain_delay).await;
+        self.http.stop(true).await;
+        self.stop_jobs.cancel();
+        let _ = self.jobs.await;
+        self.stock.stop().await;
+        self.upkeep.shutdown().await;
+        self.ground.close().await;
+        info!("Stopped");
+    }
+}
+
+/// Creates an operator if nobody can log in with a password, so that a new installation can be operated.
+async fn first_operator(
+    identity: &IdentityService,
+) -> Result<Option<(UserName, SecretString)>, IdentityError> {
+    if identity.has_password_users().await? {
+        return Ok(None);
+    }
+    let Ok(name) = UserName::parse(FIRST_OPERATOR) else { return Ok(None) };
+    let (password, text) = NewPassword::generate();
+    identity.add_user(&name, Roles::from(Role::Operator), password).await?;
+    Ok(Some((name, text)))
+}
+
+/// What this server cannot do without.
+fn checks(db: &Database, cluster: &Cluster) -> Vec<(&'static str, Check)> {
+    let (db, ids) = (db.clone(), cluster.ids().clone());
+    let database: Check = Box::new(move || {
+        let db = db.clone();
+        async move { db.ping().await.map_err(|fault| fault.to_string()) }.boxed()
+    });
+    let node_number: Check = Box::new(move || {
+        let id = ids.next::<EventId>().map(drop).map_err(|lost| lost.to_string());
+        std::future::ready(id).boxed()
+    });
+    vec![("database", database), ("node_number", node_number)]
+}
+
+fn stock_settings(config: &Config) -> StockSettings {
+    let stock = &config.stock;
+    StockSettings {
+        max_batch: stock.max_batch,
+        admission: AdmissionLimits {
+            waiting_per_activity: stock.max_waiting_per_activity,
+            waiting_in_process: stock.max_waiting,
+            wait: stock.max_wait,
+        },
+        // Whoever was let in waits for the batch before theirs, then for their own.
+        answer_deadline: stock.max_wait + config.database.deadline,
+        passivate_after: stock.passivate_after,
+    }
+}
+
+fn http_settings(config: &Config) -> HttpSettings {
+    let http = config.http.clone();
+    let defaults = HttpSettings::default();
+    HttpSettings {
+        address: http.address.to_string(),
+        workers: if http.workers == 0 { defaults.workers } else { http.workers },
+        body_deadline: http.body_timeout,
+        shutdown_timeout: http.shutdown_timeout,
+        cors_origins: http.cors_origins,
+        trusted_proxies: http.trusted_proxies,
+        rate_limit: RateLimitSettings {
+            per_user_per_s: config.rate_limit.per_user_per_s,
+            sign_in_per_address_per_s: config.rate_limit.sessions_per_address_per_s,
+        },
+        traces: config.telemetry.otlp_endpoint.is_some(),
+        ..defaults
+    }
+}
+
+/// The threads all database work runs on (see [`crate::db`]). Dropping it does not wait: it may happen where waiting
+/// is not allowed.
+#[derive(Debug)]
+struct DatabaseRuntime(Option<Runtime>, Handle);
+
+impl DatabaseRuntime {
+    fn start() -> Result<Self, StartError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("database")
+            .worker_threads(cores.max(FEWEST_DATABASE_THREADS))
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
+        let handle = runtime.handle().clone();
+        Ok(Self(Some(runtime), handle))
+    }
+
+    fn handle(&self) -> &Handle {
+        &self.1
+    }
+}
+
+impl Drop for DatabaseRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn connect(config: &Config, runtime: &Handle) -> Result<Database, StartError> {
+    let settings = config.database_settings()?;
+    if let Some(directory) = settings.sqlite_file().map(directory_of) {
+        create_directory(directory)?;
+    }
+    Database::connect(settings, runtime.clone()).await.map_err(|fault| unusable(config, fault))
+}
+
+fn unusable(config: &Config, fault: DbFault) -> StartError {
+    let database = config.database_settings().map_or_else(|error| error.to_string(), |s| s.describe());
+    StartError::Database { database, fault }
+}
+
+/// Locks the directory of a SQLite file against a second server. The lock goes with the process, however it ends.
+fn lock_data_directory(config: &Config) -> Result<Option<File>, StartError> {
+    let settings = config.database_settings()?;
+    let Some(file) = settings.sqlite_file() else { return Ok(None) };
+    let directory = directory_of(file);
+    create_directory(directory)?;
+    let in_directory = |source| StartError::DataDirectory { directory: directory.to_owned(), source };
+    let lock = File::create(directory.join("tombola.lock")).map_err(in_directory)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Err(StartError::DataDirectoryInUse(directory.to_owned())),
+        Err(TryLockError::Error(source)) => Err(in_directory(source)),
+    }
+}
+
+fn create_directory(directory: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(directory)
+        .map_err(|source| StartError::DataDirectory { directory: directory.to_owned(), source })
+}
+
+fn directory_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+    use crate::ports::clock::SystemClock;
+
+    fn config(directory: &Path) -> Config {
+        let url = format!("sqlite://{}", directory.join("data/shop.db").display());
+        let settings = [("http.address", "127.0.0.1:0".to_owned()), ("database.url", url)];
+        let flags = settings.map(|(key, value)| (key, "test", value)).to_vec();
+        Sources { flags, ..Sources::default() }.load().unwrap().config
+    }
+
+    async fn status(running: &Running, path: &str) -> u16 {
+        let url = format!("http://{}{path}", running.address);
+        reqwest::get(url).await.unwrap().status().as_u16()
+    }
+
+    #[actix_web::test]
+    async fn a_server_starts_on_nothing_stops_and_starts_again() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let directory = tempfile::tempdir().unwrap();
+        let clock: SharedClock = Arc::new(SystemClock);
+        let running = App::start(config(directory.path()), clock.clone()).await.unwrap();
+        assert!(running.first_operator.is_some());
+        assert_eq!(status(&running, "/livez").await, 200);
+        assert_eq!(status(&running, "/readyz").await, 200);
+
+        let second = App::start(config(directory.path()), clock.clone()).await;
+        assert!(matches!(second, Err(StartError::DataDirectoryInUse(_))), "{second:?}");
+        let command = Ground::for_command(&config(directory.path()), &clock).await.unwrap();
+        assert_eq!((running.ground.cluster.node(), command.cluster.node()), (0, 1));
+        command.close().await;
+
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = App::start(config(elsewhere.path()), clock.clone()).await.unwrap();
+        assert_eq!(status(&other, "/readyz").await, 200);
+        other.stop().await;
+        assert_eq!(status(&running, "/readyz").await, 200);
+
+        running.stop().await;
+        let again = App::start(config(directory.path()), clock).await.unwrap();
+        assert!(again.first_operator.is_none());
+        assert_eq!(again.ground.cluster.node(), 0);
+        again.stop().await;
+    }
+}

@@ -1,0 +1,376 @@
+//! The command line: what the server and the commands beside it are asked, and how they answer.
+//!
+//! Exit codes: 0 done, 1 failed, 2 bad usage or configuration. Results go to standard output; an error is one sentence
+//! on standard error that says what to do.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use futures_util::stream::{Stream, TryStreamExt};
+use secrecy::ExposeSecret;
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::app::{self, App, Ground, Running, StartError};
+use crate::config::{Config, ConfigError, Loaded, Sources};
+use crate::identity::{
+    AccessToken, IdentityError, IdentityService, InvalidPassword, NewPassword, Role, Roles, UserName,
+};
+use crate::ports::clock::{SharedClock, SystemClock};
+use crate::telemetry::{Telemetry, TelemetryError};
+
+const HELP: &str = "\
+{about}
+
+Examples:
+  tombola                                    start the server; it needs nothing else
+  tombola serve --demo                       with a sale to look at
+  tombola --config shop.toml config show     what is set, and where
+  TOMBOLA__HTTP__ADDRESS=0.0.0.0:80 tombola  any setting can come from the environment
+  tombola user add ann --role operator       prints a new password once
+
+{usage-heading} {usage}
+
+{all-args}
+
+Settings are explained by `tombola config defaults`.
+";
+
+/// Flash sales, prize draws and coupon give-aways that sell out exactly.
+#[derive(Debug, Parser)]
+#[command(name = "tombola", version, help_template = HELP, args_conflicts_with_subcommands = true)]
+struct Cli {
+    /// A file with settings (TOML); the environment and flags win over it.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    serve: ServeArgs,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server (also without a command).
+    Serve(ServeArgs),
+    /// Bring the database's tables up to date.
+    Migrate,
+    /// Look after those who sign in with a password.
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Make new customers and write an access token for each, one a line, for load tests.
+    Token(TokenArgs),
+    /// Look at the settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Print a completion script for a shell.
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Default, Args)]
+struct ServeArgs {
+    /// Where to listen, as in 127.0.0.1:8080 [http.address].
+    #[arg(long)]
+    address: Option<SocketAddr>,
+
+    /// Which database to use, as in sqlite://data/tombola.db [database.url].
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Add a user; the password is generated and printed once, or read from standard input.
+    Add {
+        #[arg(value_parser = UserName::parse)]
+        name: UserName,
+
+        /// customer, operator or viewer; may be given several times.
+        #[arg(long = "role", value_name = "ROLE", required = true, value_parser = role)]
+        roles: Vec<Role>,
+
+        /// Read the password from the first line of standard input.
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// How many customers.
+    #[arg(long)]
+    count: usize,
+
+    /// Where to write the tokens; only you may read the file.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+
+    /// How long the tokens are good, in seconds [auth.token_ttl_s].
+    #[arg(long)]
+    ttl_s: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every setting with the place it was written; secrets are masked.
+    Show,
+    /// Say whether the settings can be used.
+    Check,
+    /// Print the defaults, with every setting explained.
+    Defaults,
+}
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("this server lost its node number to another one; the log says more")]
+    NodeNumberLost,
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the password on standard input cannot be used: {0}")]
+    Password(#[from] InvalidPassword),
+    #[error("cannot write {}: {source}", file.display())]
+    File { file: PathBuf, source: std::io::Error },
+    #[error("cannot read or write: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_)
+            | Self::Password(_)
+            | Self::Telemetry(TelemetryError::Level(_) | TelemetryError::Exporter(_)) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Does what the process's arguments ask for.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Serve(cli.serve)).run(cli.config) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "tombola: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+impl Command {
+    fn run(self, file: Option<PathBuf>) -> Result<(), Failure> {
+        let sources = Sources { file, ..Sources::from_environment() };
+        match self {
+            Self::Serve(args) => serve(Sources { flags: args.settings(), ..sources }.load()?.config),
+            Self::Migrate => {
+                let config = sources.load()?.config;
+                with_telemetry(&config, async { Ok(app::migrate(&config).await?) })
+            }
+            Self::User(UserCommand::Add { name, roles, password_stdin }) => {
+                let password = if password_stdin { Some(read_password()?) } else { None };
+                beside_the_server(sources.load()?.config, async |identity| {
+                    add_user(identity, name, roles.into_iter().collect(), password).await
+                })
+            }
+            Self::Token(args) => {
+                let config = sources.load()?.config;
+                let ttl = args.ttl_s.map_or(config.auth.token_ttl, Duration::from_secs);
+                beside_the_server(config, async |identity| {
+                    let tokens = identity.mint_customers(args.count, ttl);
+                    write_tokens(tokens, &args.out).await
+                })
+            }
+            Self::Config(command) => command.run(sources),
+            Self::Openapi => {
+                let document = crate::http::document().to_pretty_json().map_err(std::io::Error::from)?;
+                Ok(writeln!(std::io::stdout(), "{document}")?)
+            }
+            Self::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "tombola", &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl ServeArgs {
+    fn settings(&self) -> Vec<(&'static str, &'static str, String)> {
+        let address = self.address.map(|address| ("http.address", "flag --address", address.to_string()));
+        let database = self.database_url.clone().map(|url| ("database.url", "flag --database-url", url));
+        address.into_iter().chain(database).collect()
+    }
+}
+
+impl ConfigCommand {
+    fn run(self, sources: Sources) -> Result<(), Failure> {
+        let load = || -> Result<Loaded, ConfigError> { sources.load() };
+        let text = match self {
+            Self::Show => load()?.show()?,
+            Self::Check => load().map(|_| "The settings can be used.\n".to_owned())?,
+            Self::Defaults => crate::config::DEFAULTS.to_owned(),
+        };
+        Ok(std::io::stdout().write_all(text.as_bytes())?)
+    }
+}
+
+fn serve(config: Config) -> Result<(), Failure> {
+    with_telemetry(&config, async {
+        let mut signals = Signals::listen()?;
+        let running = App::start(config.clone(), clock()).await?;
+        banner(&config, &running)?;
+        let failed = tokio::select! {
+            () = signals.next() => false,
+            () = running.failed() => true,
+        };
+        tokio::select! {
+            () = running.stop() => {}
+            // Whoever asks twice does not want to wait.
+            () = signals.next() => std::process::exit(1),
+        }
+        if failed { Err(Failure::NodeNumberLost) } else { Ok(()) }
+    })
+}
+
+/// Runs `work` on the database, whether or not a server uses it at the same time.
+fn beside_the_server(
+    config: Config,
+    work: impl AsyncFnOnce(&IdentityService) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    with_telemetry(&config, async {
+        let clock = clock();
+        let ground = Ground::for_command(&config, &clock).await?;
+        let done = match ground.identity(&config, &clock).await {
+            Ok((_, identity)) => work(&identity).await,
+            Err(error) => Err(error.into()),
+        };
+        ground.close().await;
+        done
+    })
+}
+
+async fn add_user(
+    identity: &IdentityService,
+    name: UserName,
+    roles: Roles,
+    password: Option<NewPassword>,
+) -> Result<(), Failure> {
+    let (password, generated) = match password {
+        Some(password) => (password, None),
+        None => {
+            let (password, text) = NewPassword::generate();
+            (password, Some(text))
+        }
+    };
+    let user = identity.add_user(&name, roles, password).await?;
+    let mut out = std::io::stdout();
+    writeln!(out, "Added {} (id {}).", user.name, user.id)?;
+    if let Some(password) = generated {
+        writeln!(out, "Password, shown only now: {}", password.expose_secret())?;
+    }
+    Ok(())
+}
+
+/// The first line of standard input; never an argument, which every user of the machine could read.
+fn read_password() -> Result<NewPassword, Failure> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(NewPassword::parse(line.trim_end_matches(['\r', '\n']).into())?)
+}
+
+async fn write_tokens(
+    tokens: impl Stream<Item = Result<Vec<AccessToken>, IdentityError>>,
+    file: &Path,
+) -> Result<(), Failure> {
+    let failed = |source| Failure::File { file: file.to_owned(), source };
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut out = BufWriter::new(options.open(file).map_err(failed)?);
+    let mut tokens = pin!(tokens);
+    while let Some(portion) = tokens.try_next().await? {
+        for token in portion {
+            writeln!(out, "{}", token.token).map_err(failed)?;
+        }
+    }
+    out.flush().map_err(failed)
+}
+
+/// Runs `work` in an actix system between the start and the last flush of logs and traces.
+fn with_telemetry(config: &Config, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let telemetry = Telemetry::install(&config.log, &config.telemetry)?;
+    let done = actix_web::rt::System::new().block_on(work);
+    telemetry.flush();
+    done
+}
+
+fn clock() -> SharedClock {
+    Arc::new(SystemClock)
+}
+
+/// What a person at a terminal wants to know first.
+fn banner(config: &Config, running: &Running) -> Result<(), std::io::Error> {
+    let url = format!("http://{}", running.address);
+    let storage = config.database_settings().map_or_else(|_| String::new(), |settings| settings.describe());
+    let mode = match config.is_embedded() {
+        true => "embedded: one process, nothing else needed",
+        false => "nodes sharing one database",
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "Tombola {}", env!("CARGO_PKG_VERSION"))?;
+    writeln!(out, "  API       {url}/api/v1")?;
+    writeln!(out, "  Docs      {url}/docs/")?;
+    writeln!(out, "  Storage   {storage}")?;
+    writeln!(out, "  Mode      {mode}")?;
+    if config.dev_login() {
+        writeln!(out, "  Sign-in   open to any name and role: for development (auth.dev_login)")?;
+    }
+    if let Some((name, password)) = &running.first_operator {
+        let password = password.expose_secret();
+        writeln!(out, "  Operator  {}, password {password} (shown only this once)", name.as_str())?;
+    }
+    out.flush()
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    let known = || format!("the roles are {}", Role::ALL.map(Role::word).join(", "));
+    Role::ALL.into_iter().find(|role| role.word() == text).ok_or_else(known)
+}
+
+/// The signals that ask a process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, std::io::Error> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

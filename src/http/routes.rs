@@ -20,7 +20,6 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(identity::sign_in)
         .service(identity::sign_out)
         .service(identity::me)
-        .service(stock::my_takes)
         .service(activity::get)
         .service(activity::list_all)
         .service(activity::create)

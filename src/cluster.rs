@@ -259,6 +259,7 @@ fn lease_micros() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::clock::SystemClock;
 
     #[test]
     fn the_lowest_expired_or_unused_number_from_1_is_free() {
@@ -269,5 +270,45 @@ mod tests {
         assert_eq!(free(&[(1, 200), (2, 100), (3, 200)]), Some(2));
         assert_eq!(free(&[(1, 200), (3, 200)]), Some(2));
         assert_eq!(free(&(1..NODE_NUMBERS).map(|id| (id, 200)).collect::<Vec<_>>()), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_number_belongs_to_one_node_until_its_lease_has_run_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("shop.db").display());
+        let runtime = Handle::current();
+        let settings = db::DatabaseSettings::new(&url.into()).unwrap();
+        let db = Database::connect(settings, runtime.clone()).await.unwrap();
+        db.migrate().await.unwrap();
+        let join = async |membership| Cluster::join(&db, membership, &SystemClock, &runtime).await.unwrap();
+        let (first, second, alone) =
+            (join(Membership::Shared).await, join(Membership::Shared).await, join(Membership::Alone).await);
+        assert_eq!((first.node(), second.node(), alone.node()), (1, 2, 0));
+        assert_eq!(alone.live_nodes(), 3);
+
+        let lease = |cluster: &Cluster| Lease {
+            db: db.clone(),
+            ids: cluster.ids().clone(),
+            incarnation: cluster.incarnation(),
+            live_nodes: cluster.0.live_nodes.clone(),
+        };
+        assert_eq!(lease(&first).renew().await.unwrap(), Some(3));
+        let expire = node::Entity::update_many().col_expr(node::Column::ExpiresAt, Expr::value(0));
+        let expire = expire.filter(node::Column::Id.eq(1));
+        db.transaction(move |tx| {
+            let expire = expire.clone();
+            async move { Ok::<_, DbFault>(expire.exec(&tx).await?) }
+        })
+        .await
+        .unwrap();
+        assert_eq!(join(Membership::Shared).await.node(), 1);
+        assert_eq!(lease(&first).renew().await.unwrap(), None);
+        assert_eq!(lease(&second).renew().await.unwrap(), Some(3));
+
+        join(Membership::Alone).await;
+        let (lost, told) = watch::channel(false);
+        lease(&alone).keep(lost).await;
+        assert!(*told.borrow());
+        assert!(alone.ids().next::<crate::ids::EventId>().is_err());
     }
 }

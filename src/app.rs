@@ -387,8 +387,11 @@ fn directory_of(file: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use sea_orm::{EntityTrait, PaginatorTrait};
+
     use super::*;
     use crate::config::Sources;
+    use crate::demo::{self, Pace};
     use crate::ports::clock::SystemClock;
 
     fn config(directory: &Path) -> Config {
@@ -430,5 +433,30 @@ mod tests {
         assert!(again.first_operator.is_none());
         assert_eq!(again.ground.cluster.node(), 0);
         again.stop().await;
+    }
+
+    #[actix_web::test]
+    async fn the_demo_sells_out_and_starts_again() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let directory = tempfile::tempdir().unwrap();
+        let clock: SharedClock = Arc::new(SystemClock);
+        let running = App::start(config(directory.path()), clock.clone()).await.unwrap();
+        let (pause, db) = (Duration::from_millis(1), running.ground.db.clone());
+        let pace = Pace { stock: 20, between_takes: pause, between_sales: pause };
+        let shoppers = actix_web::rt::spawn(demo::run(running.address, clock, pace));
+        let takes = async || {
+            let count =
+                db.read(|c| async move { Ok::<_, DbFault>(entities::take::Entity::find().count(&c).await?) });
+            count.await.unwrap()
+        };
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while takes().await < 50 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .unwrap();
+        shoppers.abort();
+        running.stop().await;
     }
 }

@@ -21,6 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{self, App, Ground, Running, StartError};
 use crate::config::{Config, ConfigError, Loaded, Sources};
+use crate::demo::{self, Pace};
 use crate::identity::{
     AccessToken, IdentityError, IdentityService, InvalidPassword, NewPassword, Role, Roles, UserName,
 };
@@ -85,6 +86,10 @@ struct ServeArgs {
     #[arg(long)]
     address: Option<SocketAddr>,
 
+    /// Keep a sale running, with simulated shoppers, to have something alive to look at.
+    #[arg(long)]
+    demo: bool,
+
     /// Which database to use, as in sqlite://data/tombola.db [database.url].
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
@@ -141,6 +146,8 @@ enum Failure {
     Telemetry(#[from] TelemetryError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("--demo signs in without passwords; set `auth.dev_login` to true, or leave out --demo")]
+    DemoWithoutSignIn,
     #[error("this server lost its node number to another one; the log says more")]
     NodeNumberLost,
     #[error(transparent)]
@@ -182,7 +189,9 @@ impl Command {
     fn run(self, file: Option<PathBuf>) -> Result<(), Failure> {
         let sources = Sources { file, ..Sources::from_environment() };
         match self {
-            Self::Serve(args) => serve(Sources { flags: args.settings(), ..sources }.load()?.config),
+            Self::Serve(args) => {
+                serve(Sources { flags: args.settings(), ..sources }.load()?.config, args.demo)
+            }
             Self::Migrate => {
                 let config = sources.load()?.config;
                 with_telemetry(&config, async { Ok(app::migrate(&config).await?) })
@@ -234,14 +243,24 @@ impl ConfigCommand {
     }
 }
 
-fn serve(config: Config) -> Result<(), Failure> {
+fn serve(config: Config, demo: bool) -> Result<(), Failure> {
+    if demo && !config.dev_login() {
+        return Err(Failure::DemoWithoutSignIn);
+    }
     with_telemetry(&config, async {
         let mut signals = Signals::listen()?;
         let running = App::start(config.clone(), clock()).await?;
-        banner(&config, &running)?;
+        banner(&config, &running, demo)?;
+        let shoppers = async {
+            if demo {
+                demo::run(running.address, clock(), Pace::default()).await;
+            }
+            std::future::pending::<()>().await;
+        };
         let failed = tokio::select! {
             () = signals.next() => false,
             () = running.failed() => true,
+            () = shoppers => false,
         };
         tokio::select! {
             () = running.stop() => {}
@@ -328,7 +347,7 @@ fn clock() -> SharedClock {
 }
 
 /// What a person at a terminal wants to know first.
-fn banner(config: &Config, running: &Running) -> Result<(), std::io::Error> {
+fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io::Error> {
     let url = format!("http://{}", running.address);
     let storage = config.database_settings().map_or_else(|_| String::new(), |settings| settings.describe());
     let mode = match config.is_embedded() {
@@ -347,6 +366,12 @@ fn banner(config: &Config, running: &Running) -> Result<(), std::io::Error> {
     if let Some((name, password)) = &running.first_operator {
         let password = password.expose_secret();
         writeln!(out, "  Operator  {}, password {password} (shown only this once)", name.as_str())?;
+    }
+    if demo {
+        writeln!(
+            out,
+            "  Demo      simulated shoppers take from a give-away; a new one starts when it is sold out"
+        )?;
     }
     out.flush()
 }

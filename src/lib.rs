@@ -10,6 +10,7 @@ pub mod cli; // arguments, exit codes
 pub mod cluster; // this node's number, leased in the database
 pub mod config; // settings in layers; default.toml explains every key
 pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
+pub mod demo; // a running sale and simulated shoppers
 pub mod error; // every public error code with its status
 pub mod faults; // named places where tests make the server die, panic, wait or fail
 pub mod http; // every route, and what requests and answers have in common

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-use sea_orm::sqlx::{self, Executor};
+use sea_orm::sqlx::{self, Connection, Executor};
 use sea_orm::{ConnectOptions, DatabaseConnection, DbBackend};
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
@@ -145,6 +145,12 @@ impl DatabaseSettings {
                 .pragma("cache_size", "-32768")
                 .pragma("mmap_size", "0")
                 .pragma("wal_autocheckpoint", "4000")
+        });
+        // A COMMIT that failed on a full disk was rolled back by SQLite itself, but not for the driver, which would
+        // nest everything that follows and never commit it. Such a connection is closed and opened anew.
+        options.map_sqlx_sqlite_before_acquire(|connection, _| {
+            let sound = !connection.is_in_transaction();
+            Box::pin(async move { Ok(sound) })
         });
     }
 

@@ -161,6 +161,8 @@ impl DatabaseSettings {
             // Whoever stalls inside a transaction loses it, and its locks (R2).
             ("idle_in_transaction_session_timeout", self.statement_timeout.as_millis().to_string()),
             ("default_transaction_isolation", "read committed".to_owned()),
+            // A ROLLBACK without a transaction, as below, is worth a warning to PostgreSQL, each time.
+            ("client_min_messages", "error".to_owned()),
         ];
         options.set_application_name("tombola");
         options.map_sqlx_postgres_opts(move |options| options.options(session.clone()));

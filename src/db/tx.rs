@@ -51,7 +51,13 @@ impl Tx {
         }
     }
 
-    fn watch<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+    /// Runs a statement, unless one failed before: SQLite may have rolled back by itself, and what follows would commit
+    /// on its own.
+    async fn watch<T>(&self, statement: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+        if self.0.failed.load(Ordering::Acquire) {
+            return Err(DbErr::Custom("a statement of this transaction failed before".to_owned()));
+        }
+        let result = statement.await;
         if result.is_err() {
             self.0.failed.store(true, Ordering::Release);
         }
@@ -73,18 +79,18 @@ impl ConnectionTrait for Tx {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        self.watch(self.0.transaction.execute_raw(statement).await)
+        self.watch(self.0.transaction.execute_raw(statement)).await
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-        self.watch(self.0.transaction.execute_unprepared(sql).await)
+        self.watch(self.0.transaction.execute_unprepared(sql)).await
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        self.watch(self.0.transaction.query_one_raw(statement).await)
+        self.watch(self.0.transaction.query_one_raw(statement)).await
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        self.watch(self.0.transaction.query_all_raw(statement).await)
+        self.watch(self.0.transaction.query_all_raw(statement)).await
     }
 }

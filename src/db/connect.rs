@@ -1,6 +1,8 @@
 //! Opening the three databases with the settings our promises rest on.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
@@ -87,27 +89,29 @@ impl DatabaseSettings {
             std::fs::create_dir_all(directory)
                 .map_err(|error| sea_orm::DbErr::Custom(format!("{}: {error}", directory.display())))?;
         }
-        let write = sea_orm::Database::connect(self.options(Use::Write)).await?;
+        let stalled = Arc::new(AtomicBool::new(false));
+        let write = sea_orm::Database::connect(self.options(Use::Write, &stalled)).await?;
         let read = match self.target {
-            Target::Sqlite(_) => sea_orm::Database::connect(self.options(Use::Read)).await?,
+            Target::Sqlite(_) => sea_orm::Database::connect(self.options(Use::Read, &stalled)).await?,
             Target::Postgres(_) | Target::Mysql(_) => write.clone(),
         };
-        Ok(Pools { read, write })
+        Ok(Pools { read, write, stalled })
     }
 
     /// Pools that connect on first use. Called with a lock held, hence without waiting.
     pub(super) fn open_lazily(&self, runtime: &Handle) -> Result<Pools, DbFault> {
         use futures_util::FutureExt;
-        let mut options = self.options(Use::Write);
+        let stalled = Arc::new(AtomicBool::new(false));
+        let mut options = self.options(Use::Write, &stalled);
         options.connect_lazy(true);
         let _entered = runtime.enter();
         let write: DatabaseConnection = sea_orm::Database::connect(options)
             .now_or_never()
             .ok_or(DbFault::Missing("a lazily connecting pool"))??;
-        Ok(Pools { read: write.clone(), write })
+        Ok(Pools { read: write.clone(), write, stalled })
     }
 
-    fn options(&self, purpose: Use) -> ConnectOptions {
+    fn options(&self, purpose: Use, stalled: &Arc<AtomicBool>) -> ConnectOptions {
         let url = match &self.target {
             Target::Sqlite(file) => format!("sqlite://{}", file.display()),
             Target::Postgres(url) | Target::Mysql(url) => url.expose_secret().to_owned(),
@@ -124,8 +128,8 @@ impl DatabaseSettings {
             .sqlx_logging(false);
         match self.target {
             Target::Sqlite(_) => self.sqlite(&mut options, purpose),
-            Target::Postgres(_) => self.postgres(&mut options),
-            Target::Mysql(_) => self.mysql(&mut options),
+            Target::Postgres(_) => self.postgres(&mut options, stalled.clone()),
+            Target::Mysql(_) => self.mysql(&mut options, stalled.clone()),
         }
         options
     }
@@ -154,7 +158,7 @@ impl DatabaseSettings {
         });
     }
 
-    fn postgres(&self, options: &mut ConnectOptions) {
+    fn postgres(&self, options: &mut ConnectOptions, stalled: Arc<AtomicBool>) {
         let session = [
             ("statement_timeout", self.statement_timeout.as_millis().to_string()),
             ("lock_timeout", self.lock_timeout.as_millis().to_string()),
@@ -167,12 +171,14 @@ impl DatabaseSettings {
         options.set_application_name("tombola");
         options.map_sqlx_postgres_opts(move |options| options.options(session.clone()));
         // A connection whose BEGIN was cancelled would hide the next borrower's writes (R2): end what is open.
-        options.map_sqlx_postgres_before_acquire(|connection, _| {
-            Box::pin(async move { connection.execute("ROLLBACK").await.map(|_| true) })
+        let patience = self.idle_answer_timeout();
+        options.map_sqlx_postgres_before_acquire(move |connection, _| {
+            let stalled = stalled.clone();
+            Box::pin(async move { answers_in(patience, connection.execute("ROLLBACK"), &stalled).await })
         });
     }
 
-    fn mysql(&self, options: &mut ConnectOptions) {
+    fn mysql(&self, options: &mut ConnectOptions, stalled: Arc<AtomicBool>) {
         let lock_timeout_s = self.lock_timeout.as_secs().max(1);
         let statement_timeout_s = self.statement_timeout.as_secs().max(1);
         options.map_sqlx_mysql_pool_opts(move |pool| {
@@ -195,9 +201,32 @@ impl DatabaseSettings {
                 })
             })
         });
-        options.map_sqlx_mysql_before_acquire(|connection, _| {
-            Box::pin(async move { connection.execute("ROLLBACK").await.map(|_| true) })
+        let patience = self.idle_answer_timeout();
+        options.map_sqlx_mysql_before_acquire(move |connection, _| {
+            let stalled = stalled.clone();
+            Box::pin(async move { answers_in(patience, connection.execute("ROLLBACK"), &stalled).await })
         });
+    }
+
+    /// How long an idle connection may take to answer; a caller waits `lock_timeout` for one that does.
+    fn idle_answer_timeout(&self) -> Duration {
+        self.lock_timeout / 3
+    }
+}
+
+/// Whether a connection answers in time. If not, its neighbours will hardly do better, and each would cost a caller
+/// this wait: the pool is marked as stalled, to be replaced as a whole.
+async fn answers_in<T>(
+    patience: Duration,
+    answer: impl Future<Output = Result<T, sqlx::Error>>,
+    stalled: &AtomicBool,
+) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(patience, answer).await {
+        Ok(answer) => answer.map(|_| true),
+        Err(_) => {
+            stalled.store(true, Ordering::Release);
+            Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+        }
     }
 }
 

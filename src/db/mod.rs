@@ -11,6 +11,7 @@ mod fault;
 mod tx;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ struct Inner {
 struct Pools {
     read: DatabaseConnection,
     write: DatabaseConnection,
+    /// Set once an idle connection does not answer.
+    stalled: Arc<AtomicBool>,
 }
 
 impl Database {
@@ -212,6 +215,15 @@ impl Database {
     }
 
     fn pools(&self) -> Arc<Pools> {
+        let pools = self.current_pools();
+        if !pools.stalled.load(Ordering::Acquire) {
+            return pools;
+        }
+        self.replace(&pools);
+        self.current_pools()
+    }
+
+    fn current_pools(&self) -> Arc<Pools> {
         self.0.pools.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -25,6 +25,8 @@ pub use connect::{DatabaseSettings, InvalidDatabaseUrl};
 pub use fault::{AsDbFault, DbFault};
 pub use tx::Tx;
 
+use crate::faults;
+
 /// How often a transaction that lost a deadlock or waited too long for a lock is begun again.
 const ATTEMPTS: u32 = 4;
 
@@ -167,6 +169,7 @@ impl Database {
     #[expect(clippy::disallowed_methods, reason = "the one place that begins transactions")]
     async fn begin(&self) -> Result<Tx, DbFault> {
         use sea_orm::TransactionTrait;
+        faults::point("before_begin").await?;
         let options = TransactionOptions {
             sqlite_transaction_mode: (self.0.backend == DbBackend::Sqlite)
                 .then_some(SqliteTransactionMode::Immediate),

@@ -18,6 +18,7 @@ use super::store::{ActivityView, Batch, CommitError, StockStore};
 use super::user_takes::{ReserveError, Takers};
 use super::window::{HeldBlock, TokenWindow};
 use crate::db::{AsDbFault, DbFault};
+use crate::faults;
 use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
 use crate::ports::clock::Timestamp;
@@ -155,6 +156,7 @@ impl Engine {
         todo.iter_mut().for_each(|request| request.begun = true);
         let (mut attempts, mut collisions) = (0, 0);
         while !todo.is_empty() {
+            let _ = faults::point("before_decide").await;
             let before = todo.len();
             let outcome = self.attempt(&mut todo, &mut collisions).await.unwrap_or_else(|fault| {
                 warn!(activity.id = %self.activity, error = %fault, "Takes wait for the database");
@@ -211,7 +213,10 @@ impl Engine {
         let batch = Batch { id, activity: self.activity, version: view.version, block, takes, answers, now };
         let outcome = self.commit(batch, &drafts, collisions).await;
         match outcome {
-            Outcome::Committed => answer(drafts, block, &mut self.window),
+            Outcome::Committed => {
+                answer(drafts, block, &mut self.window);
+                faults::point("after_reply").await.map_err(DbFault::from)?;
+            }
             Outcome::Again | Outcome::Unavailable => {
                 for draft in drafts {
                     todo.push(draft.request);

@@ -130,7 +130,7 @@ start_mariadb() {
   ((EUID != 0)) || user=(--user=mysql)
   own_directory mysql "$dir"
   cat >"$dir/init.sql" <<'SQL'
-CREATE USER tombola@127.0.0.1 IDENTIFIED BY 'tombola';
+CREATE USER IF NOT EXISTS tombola@127.0.0.1 IDENTIFIED BY 'tombola';
 GRANT ALL ON *.* TO tombola@127.0.0.1 WITH GRANT OPTION;
 SQL
   mariadb-install-db --no-defaults "${user[@]}" --datadir="$dir/data" --skip-test-db \
@@ -138,18 +138,25 @@ SQL
     service_failed MariaDB "$dir/log"
     return 1
   }
+  run_mariadb "$dir" "$port"
+  services+=("MariaDB $dir/pid $dir/log")
+  export TOMBOLA_TEST_MARIADB_URL="mysql://tombola:tombola@127.0.0.1:$port/mysql" TOMBOLA_TEST_MARIADB_PID=$pid
+}
+
+# run_mariadb DIR PORT starts MariaDB, again or for the first time, on the data in DIR; sets pid.
+run_mariadb() {
+  local dir=$1 port=$2 user=()
+  ((EUID != 0)) || user=(--user=mysql)
   mariadbd --no-defaults "${user[@]}" --datadir="$dir/data" --init-file="$dir/init.sql" --pid-file="$dir/pid" \
     --socket="$dir/socket" --port="$port" --bind-address=127.0.0.1 --skip-name-resolve --max-connections=200 \
     --character-set-server=utf8mb4 --collation-server=utf8mb4_general_ci >>"$dir/log" 2>&1 &
   pid=$!
   disown "$pid"
-  services+=("MariaDB $dir/pid $dir/log")
   wait_for "$pid" mariadb --no-defaults --protocol=tcp --host=127.0.0.1 --port="$port" --user=tombola \
     --password=tombola --execute='SELECT 1' || {
     service_failed MariaDB "$dir/log"
     return 1
   }
-  export TOMBOLA_TEST_MARIADB_URL="mysql://tombola:tombola@127.0.0.1:$port/mysql" TOMBOLA_TEST_MARIADB_PID=$pid
 }
 
 # start_redis DIR exports TOMBOLA_TEST_REDIS_URL; it keeps nothing on disk until it is told to (CONFIG SET appendonly).

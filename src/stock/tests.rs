@@ -148,7 +148,7 @@ impl Drum {
             self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await;
         match committed {
             Ok(()) => {
-                tokens.iter().for_each(|token| self.windows[node].confirm(token.unsigned_abs()).unwrap())
+                tokens.iter().for_each(|token| self.windows[node].confirm(token.unsigned_abs()).unwrap());
             }
             Err(CommitError::Stale) => {
                 self.stale += 1;

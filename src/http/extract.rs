@@ -26,6 +26,9 @@ use crate::ids::UserId;
 /// The largest body of most requests, in bytes.
 pub const BODY_LIMIT: usize = 4096;
 
+/// More than the framework takes to end a connection that it will not use again (one second).
+const HANG_UP_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long a whole body may take; kept as application data.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyDeadline(pub Duration);
@@ -106,8 +109,8 @@ async fn read(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes
         return Err(too_large());
     }
     let deadline = req.app_data::<Data<BodyDeadline>>().map_or(Duration::from_secs(3), |deadline| deadline.0);
+    let mut payload = payload;
     let reading = async {
-        let mut payload = payload;
         let mut whole = BytesMut::new();
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(|error| {
@@ -120,13 +123,23 @@ async fn read(req: &HttpRequest, payload: Payload, limit: usize) -> Result<Bytes
         }
         Ok(whole.freeze())
     };
-    match actix_web::rt::time::timeout(deadline, reading).await {
-        Ok(read) => read,
-        Err(_) => {
-            let detail = format!("The whole body must arrive within {} ms", deadline.as_millis());
-            Err(ApiError::new(Code::RequestTimeout, detail))
-        }
+    let read = actix_web::rt::time::timeout(deadline, reading).await.unwrap_or_else(|_| {
+        let detail = format!("The whole body must arrive within {} ms", deadline.as_millis());
+        Err(ApiError::new(Code::RequestTimeout, detail))
+    });
+    if read.is_err() {
+        hang_up_behind(payload);
     }
+    read
+}
+
+/// Makes the framework hang up after the answer: a chunked body that nobody holds any more it would read to its end,
+/// however long.
+fn hang_up_behind(unread: Payload) {
+    actix_web::rt::spawn(async move {
+        actix_web::rt::time::sleep(HANG_UP_WITHIN).await;
+        drop(unread);
+    });
 }
 
 fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -141,7 +154,7 @@ fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
 
 fn parse<T: DeserializeOwned + Validate>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| refusal(&error))?;
+    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| refusal(&error, body))?;
     json.end().map_err(|error| malformed(&error))?;
     // What is derived for a struct also reads its members from an array, in order of declaration.
     if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
@@ -156,12 +169,12 @@ fn malformed(error: &serde_json::Error) -> ApiError {
     ApiError::new(Code::MalformedRequest, format!("The body is not JSON: {error}"))
 }
 
-fn refusal(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
-    let json = error.inner();
-    if !json.is_data() {
-        return malformed(json);
+/// What is JSON, but not what is expected, has a member at fault; serde does not tell the two apart reliably.
+fn refusal(error: &serde_path_to_error::Error<serde_json::Error>, body: &[u8]) -> ApiError {
+    if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+        return malformed(&error);
     }
-    let message = json.to_string();
+    let message = error.inner().to_string();
     // Where in the text it is says less than the pointer.
     let detail = message.rsplit_once(" at line ").map_or(message.as_str(), |(detail, _)| detail);
     ApiError::invalid(pointer(error.path(), detail), detail)
@@ -250,6 +263,7 @@ impl FromRequest for IdempotencyKey {
 fn idempotency_key(value: &[u8]) -> Option<String> {
     let key = match value {
         [b'"', inner @ .., b'"'] => unquote(inner)?,
+        [b'"', ..] => return None,
         bare => bare.to_vec(),
     };
     let visible = key.iter().all(u8::is_ascii_graphic);
@@ -339,13 +353,16 @@ mod tests {
         assert_eq!(order(json(), r#"{"items":[{"quantity":1}]}"#).await, Ok(one));
 
         let too_long = format!(r#"{{"items":[]}}{}"#, " ".repeat(60));
-        let nested = "[".repeat(60);
+        let nested = "[".repeat(30) + &"]".repeat(30);
         for (body, code, pointer) in [
             ("", Code::MalformedRequest, None),
             ("{", Code::MalformedRequest, None),
             ("{} {}", Code::MalformedRequest, None),
             (r#"{"items":[{"quantity":1}]"#, Code::MalformedRequest, None),
             ("[]x", Code::MalformedRequest, None),
+            ("[[[[", Code::MalformedRequest, None),
+            (r#"{"itmes":[]"#, Code::MalformedRequest, None),
+            (r#"{"items":[{"quantity":1e999}]}"#, Code::ValidationFailed, Some("/items/0/quantity")),
             (&too_long, Code::BodyTooLarge, None),
             (&nested, Code::ValidationFailed, Some("/0/0/0")),
             ("[[]]", Code::ValidationFailed, Some("")),

@@ -1,0 +1,93 @@
+//! Lists: pages, filters, cursors.
+
+use serde_json::Value;
+
+use crate::support::{Client, Offer, TestApp, stories};
+
+stories!(takes_come_in_pages, activities_come_in_pages, a_cursor_belongs_to_its_list);
+
+/// The `id`s on each page of a list, and that only the last page has no cursor.
+async fn pages(client: &Client, list: &str, limit: usize) -> Vec<Vec<String>> {
+    let separator = if list.contains('?') { '&' } else { '?' };
+    let mut path = format!("{list}{separator}limit={limit}");
+    let mut pages = Vec::new();
+    loop {
+        let page = client.get(&path).await.is(200);
+        let ids =
+            page["items"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned());
+        pages.push(ids.collect());
+        match &page["next_cursor"] {
+            Value::Null => return pages,
+            cursor => path = format!("{list}{separator}limit={limit}&cursor={}", cursor.as_str().unwrap()),
+        }
+    }
+}
+
+async fn takes_come_in_pages(app: &TestApp) {
+    let activity = app.running(Offer::of(100)).await;
+    let (alice, bob) = (app.customer("alice").await, app.customer("bob").await);
+    assert_eq!(pages(&alice, "/me/takes", 20).await, [Vec::<String>::new()]);
+    let mut newest_first = Vec::new();
+    for _ in 0..45 {
+        newest_first.insert(0, alice.take(&activity).await.take().id);
+        bob.take(&activity).await.take();
+    }
+
+    let by_twenty = pages(&alice, "/me/takes", 20).await;
+    assert_eq!(by_twenty.iter().map(Vec::len).collect::<Vec<_>>(), [20, 20, 5]);
+    assert_eq!(by_twenty.concat(), newest_first);
+    // A full last page is the last one.
+    assert_eq!(pages(&alice, "/me/takes", 15).await.iter().map(Vec::len).collect::<Vec<_>>(), [15, 15, 15]);
+    assert_eq!(alice.get("/me/takes").await.is(200)["items"].as_array().unwrap().len(), 20);
+
+    // What is new comes in front and moves nothing behind a cursor.
+    let first = alice.get("/me/takes?limit=20").await.is(200);
+    alice.take(&activity).await.take();
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = alice.get(&format!("/me/takes?limit=20&cursor={cursor}")).await.is(200);
+    assert_eq!(second["items"][0]["id"], *newest_first[20]);
+}
+
+async fn activities_come_in_pages(app: &TestApp) {
+    let (alice, victor) = (app.customer("alice").await, app.viewer().await);
+    let mut newest_first = Vec::new();
+    let mut drafts = Vec::new();
+    for _ in 0..5 {
+        newest_first.insert(0, app.running(Offer::of(1)).await);
+        drafts.insert(0, app.editing(Offer::of(1)).await);
+    }
+    assert_eq!(pages(&alice, "/activities", 2).await.concat(), newest_first);
+    assert_eq!(pages(&alice, "/activities?state=running", 3).await.concat(), newest_first);
+    assert_eq!(pages(&alice, "/activities?state=editing", 3).await.concat(), Vec::<String>::new());
+    assert_eq!(pages(&victor, "/admin/activities?state=editing", 2).await.concat(), drafts);
+    assert_eq!(pages(&victor, "/admin/activities", 3).await.concat().len(), 10);
+    assert_eq!(pages(&victor, "/admin/activities?kind=prize_draw", 3).await.concat(), Vec::<String>::new());
+}
+
+async fn a_cursor_belongs_to_its_list(app: &TestApp) {
+    let (alice, victor) = (app.customer("alice").await, app.viewer().await);
+    for _ in 0..2 {
+        let activity = app.running(Offer::of(2)).await;
+        alice.take(&activity).await.take();
+    }
+    let cursor = async |client: &Client, list: &str| {
+        client.get(list).await.is(200)["next_cursor"].as_str().unwrap().to_owned()
+    };
+    let of_takes = cursor(&alice, "/me/takes?limit=1").await;
+    let of_activities = cursor(&alice, "/activities?limit=1").await;
+    let of_running = cursor(&alice, "/activities?state=running&limit=1").await;
+    let of_admin = cursor(&victor, "/admin/activities?limit=1").await;
+    for (list, cursor) in [
+        ("/me/takes", &of_activities),
+        ("/activities", &of_takes),
+        ("/activities", &of_running),
+        ("/activities", &of_admin),
+        ("/activities?state=running", &of_activities),
+        ("/activities?state=closed", &of_running),
+    ] {
+        let separator = if list.contains('?') { '&' } else { '?' };
+        let problem = alice.get(&format!("{list}{separator}cursor={cursor}")).await;
+        let problem = problem.refused(422, "validation_failed");
+        assert_eq!(problem["errors"][0]["pointer"], "?cursor", "{problem}");
+    }
+}

@@ -8,11 +8,11 @@ use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::db::bulk::{Column, Rows};
+use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::error::{ApiError, Code};
 use crate::ids::UserId;
-use crate::ports::clock::{SharedClock, to_micros};
+use crate::ports::clock::{SharedClock, Timestamp, to_micros};
 
 /// What a repeat is recognised by, and what it must have in common with the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,20 +157,22 @@ async fn keep(tx: &Tx, key: &RequestKey, answer: &Answer) -> Result<(), DbFault>
     Ok(())
 }
 
-/// Keeps answers that were decided before the transaction; a key that is kept already is a duplicate, an error.
-pub async fn keep_all(tx: &Tx, answers: &[(RequestKey, Answer)], now: i64) -> Result<(), DbFault> {
+/// Adds to `script` the keeping of answers that are decided already; a key that is kept already fails it as a duplicate.
+pub fn keep_all(answers: &[(RequestKey, Answer)], now: Timestamp, script: &mut Script) {
     if answers.is_empty() {
-        return Ok(());
+        return;
     }
     let rows = Rows::new()
         .column("id", Column::Hash(answers.iter().map(|(key, _)| key.id).collect()))
         .column("fingerprint", Column::Hash(answers.iter().map(|(key, _)| key.fingerprint).collect()))
         .column("status", Column::Int(answers.iter().map(|(_, answer)| i32::from(answer.status)).collect()))
         .column("body", Column::Text(answers.iter().map(|(_, answer)| answer.body.clone()).collect()));
-    let sql = "INSERT INTO idempotency (id, fingerprint, status, body, created_at) \
-               SELECT r.id, r.fingerprint, r.status, r.body, ? FROM {rows}";
-    tx.execute_raw(rows.statement(tx.get_database_backend(), sql, [now.into()])).await?;
-    Ok(())
+    script.push_rows(
+        "INSERT INTO idempotency (id, fingerprint, status, body, created_at) \
+         SELECT r.id, r.fingerprint, r.status, r.body, ? FROM {rows}",
+        [to_micros(now).into()],
+        rows,
+    );
 }
 
 /// The answers kept under the ids of `keys`, each with the key it was kept under (its fingerprint may differ).

@@ -3,11 +3,12 @@
 //! A row per event would cost a tenth of the takes; one row per batch leaves the relay one row to mark, and each event
 //! still has its own id.
 
-use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait};
+use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
 use super::event::EventType;
 use crate::db::DbFault;
+use crate::db::bulk::Script;
 use crate::ids::{BatchId, EventId};
 use crate::ports::clock::{Timestamp, to_micros};
 
@@ -75,21 +76,20 @@ pub async fn append(
     now: Timestamp,
     traceparent: Option<String>,
 ) -> Result<(), DbFault> {
-    if events.is_empty() {
-        return Ok(());
+    if !events.is_empty() {
+        let mut script = Script::new();
+        add(id, events, now, traceparent, &mut script);
+        script.execute(tx).await?;
     }
-    let row = entities::outbox::ActiveModel {
-        id: Set(id.0),
-        events: Set(events.into_json()),
-        traceparent: Set(traceparent),
-        created_at: Set(to_micros(now)),
-        sent_at: Set(None),
-        attempts: Set(0),
-        retry_at: Set(None),
-        last_error: Set(None),
-    };
-    entities::outbox::Entity::insert(row).exec_without_returning(tx).await?;
     Ok(())
+}
+
+/// Adds the outbox row `id` to `script`.
+pub fn add(id: BatchId, events: Events, now: Timestamp, traceparent: Option<String>, script: &mut Script) {
+    script.push(
+        "INSERT INTO outbox (id, events, traceparent, created_at, attempts) VALUES (?, ?, ?, ?, 0)",
+        [id.0.into(), events.into_json().into(), traceparent.into(), to_micros(now).into()],
+    );
 }
 
 /// `2026-11-21T08:00:00.123456Z`.

@@ -4,7 +4,6 @@
 //! that come meanwhile wait in a queue and are the next batch. So the batch grows with the load and is one when idle,
 //! without a timer.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
-use super::engine::{Engine, MAX_BATCH, Notice, TakeRequest};
+use super::engine::{Engine, MAX_BATCH, Notice};
 use super::gauge::Gauge;
 use super::store::StockStore;
 use crate::actors::registry::{Handle, Registry};
@@ -38,7 +37,7 @@ pub struct StockActor {
     passivate_after: Duration,
     /// At home unless a batch is being served.
     engine: Option<Engine>,
-    queue: VecDeque<TakeRequest>,
+    gauge: Arc<Gauge>,
     notices: Vec<Notice>,
     last_asked: Instant,
     stopping: Vec<oneshot::Sender<()>>,
@@ -61,12 +60,12 @@ impl StockActor {
     ) -> Self {
         Self {
             activity,
-            engine: Some(Engine::new(activity, store.clone(), gauge)),
+            engine: Some(Engine::new(activity, store.clone(), gauge.clone())),
             store,
             registry,
             max_batch: max_batch.clamp(1, MAX_BATCH),
             passivate_after,
-            queue: VecDeque::new(),
+            gauge,
             notices: Vec::new(),
             last_asked: Instant::now(),
             stopping: Vec::new(),
@@ -79,14 +78,15 @@ impl StockActor {
         for notice in self.notices.drain(..) {
             engine.notice(notice);
         }
-        if self.queue.is_empty() {
+        let batch = self.gauge.intake.next(self.max_batch);
+        if batch.is_empty() {
             self.engine = Some(engine);
             if !self.stopping.is_empty() {
                 self.leave(ctx);
             }
             return;
         }
-        let batch = self.queue.drain(..self.queue.len().min(self.max_batch)).collect();
+        self.last_asked = Instant::now();
         let away = self.store.db.spawn(async move {
             engine.serve(batch).await;
             engine
@@ -111,9 +111,11 @@ impl StockActor {
     /// Hands the tokens back and stops. Requests that still come find no actor listed, and start the next one.
     fn leave(&mut self, ctx: &mut Context<Self>) {
         let Some(mut engine) = self.engine.take() else { return };
+        // Taken out first: whoever the closed intake turns away asks the registry again.
         if let Some(registry) = self.registry.upgrade() {
             registry.retire(self.activity, &ctx.address());
         }
+        self.gauge.intake.close();
         let handing_back = self.store.db.spawn(async move { engine.hand_back().await });
         ctx.spawn(handing_back.into_actor(self).map(|_, actor, ctx| {
             info!(activity.id = %actor.activity, "The stock actor of activity {} went to rest", actor.activity);
@@ -127,7 +129,7 @@ impl Actor for StockActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(IDLE_CHECK.min(self.passivate_after), |actor, ctx| {
-            if actor.last_asked.elapsed() >= actor.passivate_after && actor.queue.is_empty() {
+            if actor.last_asked.elapsed() >= actor.passivate_after {
                 actor.leave(ctx);
             }
         });
@@ -140,16 +142,24 @@ impl Actor for StockActor {
     }
 }
 
-impl Message for TakeRequest {
+impl Drop for StockActor {
+    fn drop(&mut self) {
+        self.gauge.intake.close();
+    }
+}
+
+/// There is something in the intake.
+#[derive(Debug)]
+pub struct Wake;
+
+impl Message for Wake {
     type Result = ();
 }
 
-impl Handler<TakeRequest> for StockActor {
+impl Handler<Wake> for StockActor {
     type Result = ();
 
-    fn handle(&mut self, request: TakeRequest, ctx: &mut Self::Context) {
-        self.last_asked = Instant::now();
-        self.queue.push_back(request);
+    fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
         self.pump(ctx);
     }
 }

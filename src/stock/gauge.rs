@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use super::intake::Intake;
 use super::model::{Closed, TakeError};
 use crate::ports::clock::{Timestamp, to_micros};
 
 /// How long a refusal is repeated from memory before one request may look again.
 const HINT_LIFE_US: i64 = 1_000_000;
 
-/// Hints and load of one activity's actor. Shared by the actor and everyone who asks it.
+/// Queue, hints and load of one activity's actor. Shared by the actor and everyone who asks it.
 #[derive(Debug)]
 pub struct Gauge {
+    pub(super) intake: Intake,
     origin: Instant,
     sold_out_until: AtomicI64,
     closed: RwLock<Option<(Closed, i64)>>,
@@ -30,6 +32,7 @@ pub struct Gauge {
 impl Default for Gauge {
     fn default() -> Self {
         Self {
+            intake: Intake::default(),
             origin: Instant::now(),
             sold_out_until: AtomicI64::new(0),
             closed: RwLock::new(None),

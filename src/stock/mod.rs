@@ -13,6 +13,7 @@ pub mod blocks;
 pub mod changes;
 pub mod engine;
 pub mod gauge;
+pub mod intake;
 pub mod model;
 pub mod range_set;
 mod ranges;

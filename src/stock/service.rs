@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::actor::{Leave, StockActor, StockHandle, StockRegistry};
+use super::actor::{Leave, StockActor, StockHandle, StockRegistry, Wake};
 use super::changes::{Adjusted, Adjustment, Released};
 use super::engine::{Notice, Reply, TakeRequest};
 use super::gauge::{Admission, AdmissionLimits};
@@ -79,7 +79,9 @@ impl StockService {
         }
         let waiting = self.admission.admit(&actor.shared)?;
         let (request, answer) = TakeRequest::new(user, key, waiting);
-        actor.addr.do_send(request);
+        if actor.shared.intake.push(request) {
+            actor.addr.do_send(Wake);
+        }
         match tokio::time::timeout(self.settings.answer_deadline, answer).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(_)) | Err(_) => Err(TakeError::Unanswered),

@@ -16,7 +16,7 @@ use super::user_takes::UserTakes;
 use super::window::HeldBlock;
 use crate::activity::machine::State;
 use crate::cluster::Cluster;
-use crate::db::bulk::{Column, Rows};
+use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{Database, DbFault, Tx};
 use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
@@ -264,28 +264,31 @@ impl StockStore {
 /// Writes `batch` into the open transaction.
 pub(super) async fn commit(tx: &Tx, ids: &Ids, batch: Batch) -> Result<(), CommitError> {
     faults::point("before_fence").await.map_err(DbFault::from)?;
-    fence(tx, &batch).await?;
-    insert_takes(tx, &batch).await?;
-    faults::point("after_insert").await.map_err(DbFault::from)?;
-    idempotency::keep_all(tx, &batch.answers, to_micros(batch.now)).await?;
     let events = taken_events(ids, &batch)?;
-    outbox::append(tx, batch.id, events, batch.now, None).await?;
-    Ok(())
+    let mut script = Script::new();
+    fence(tx, &batch, &mut script).await?;
+    insert_takes(&batch, &mut script);
+    idempotency::keep_all(&batch.answers, batch.now, &mut script);
+    outbox::add(batch.id, events, batch.now, None, &mut script);
+    let rows = 1 + batch.takes.len() + batch.answers.len() + 1;
+    let touched = script.execute(tx).await.map_err(DbFault::from)?;
+    faults::point("after_insert").await.map_err(DbFault::from)?;
+    // The inserts did what they say, or failed: what can be missing is the fence's row.
+    if touched == rows as u64 { Ok(()) } else { Err(CommitError::Stale) }
 }
 
-/// Passes only if the block is still ours and the activity still what the takes were decided by; counts them as sold.
-/// The shared lock on the activity makes its changes wait for this batch, and this batch for them.
-async fn fence(tx: &Tx, batch: &Batch) -> Result<(), CommitError> {
+/// Touches a row only if the block is still ours and the activity still what the takes were decided by; counts them as
+/// sold. The shared lock on the activity makes its changes wait for this batch, and this batch for them.
+async fn fence(tx: &Tx, batch: &Batch, script: &mut Script) -> Result<(), CommitError> {
     const RAISE: &str = "UPDATE token_block SET sold = sold + ? WHERE id = ? AND epoch = ?";
     let backend = tx.get_database_backend();
     let activity = [batch.activity.0.into(), batch.version.into()];
     let sold = i32::try_from(batch.takes.len()).unwrap_or(i32::MAX);
     let block = [sold.into(), batch.block.id.0.into(), batch.block.epoch.into()];
-    let statement = match backend {
-        DbBackend::Postgres => Statement::from_sql_and_values(
-            backend,
-            "WITH known AS (SELECT 1 FROM activity WHERE id = $1 AND version = $2 FOR SHARE) \
-             UPDATE token_block SET sold = sold + $3 WHERE id = $4 AND epoch = $5 AND EXISTS (SELECT 1 FROM known)",
+    match backend {
+        DbBackend::Postgres => script.push(
+            "WITH known AS (SELECT 1 FROM activity WHERE id = ? AND version = ? FOR SHARE) \
+             UPDATE token_block SET sold = sold + ? WHERE id = ? AND epoch = ? AND EXISTS (SELECT 1 FROM known)",
             activity.into_iter().chain(block),
         ),
         DbBackend::MySql => {
@@ -294,34 +297,29 @@ async fn fence(tx: &Tx, batch: &Batch) -> Result<(), CommitError> {
             if tx.query_one_raw(known).await.map_err(DbFault::from)?.is_none() {
                 return Err(CommitError::Stale);
             }
-            Statement::from_sql_and_values(backend, RAISE, block)
+            script.push(RAISE, block);
         }
-        _ => Statement::from_sql_and_values(
-            backend,
+        _ => script.push(
             format!("{RAISE} AND EXISTS (SELECT 1 FROM activity WHERE id = ? AND version = ?)"),
             block.into_iter().chain(activity),
         ),
-    };
-    let raised = tx.execute_raw(statement).await.map_err(DbFault::from)?;
-    if raised.rows_affected() == 1 { Ok(()) } else { Err(CommitError::Stale) }
+    }
+    Ok(())
 }
 
-async fn insert_takes(tx: &Tx, batch: &Batch) -> Result<(), DbFault> {
+fn insert_takes(batch: &Batch, script: &mut Script) {
     let takes = &batch.takes;
     let rows = Rows::new()
         .column("id", Column::Big(takes.iter().map(|take| take.id.0).collect()))
         .column("user_id", Column::Big(takes.iter().map(|take| take.user_id.0).collect()))
         .column("token", Column::Int(takes.iter().map(|take| take.token_no).collect()))
         .column("number", Column::Int(takes.iter().map(|take| take.take_no).collect()));
-    let sql = "INSERT INTO take (id, activity_id, user_id, token_no, take_no, live_token, live_take_no, state, taken_at) \
-               SELECT r.id, ?, r.user_id, r.token, r.number, r.token, r.number, 'unused', ? FROM {rows}";
-    let scalars = [batch.activity.0.into(), to_micros(batch.now).into()];
-    let inserted = tx.execute_raw(rows.statement(tx.get_database_backend(), sql, scalars)).await?;
-    if inserted.rows_affected() == takes.len() as u64 {
-        Ok(())
-    } else {
-        Err(DbFault::Missing("an inserted take"))
-    }
+    script.push_rows(
+        "INSERT INTO take (id, activity_id, user_id, token_no, take_no, live_token, live_take_no, state, taken_at) \
+         SELECT r.id, ?, r.user_id, r.token, r.number, r.token, r.number, 'unused', ? FROM {rows}",
+        [batch.activity.0.into(), to_micros(batch.now).into()],
+        rows,
+    );
 }
 
 fn taken_events(ids: &Ids, batch: &Batch) -> Result<Events, DbFault> {

@@ -194,9 +194,12 @@ impl App {
         let fresh = tokens.clone();
         upkeep.spawn_on(async move { fresh.keep_fresh().await }, runtime);
 
-        let job = jobs::activity_states(activities.clone(), config.jobs.activity_states_every);
+        let periodic = vec![
+            jobs::activity_states(activities.clone(), config.jobs.activity_states_every),
+            jobs::kept_answers(db.clone(), clock.clone()),
+        ];
         let stop_jobs = CancellationToken::new();
-        let runner = Runner::new(db.clone(), cluster.incarnation(), vec![job]);
+        let runner = Runner::new(db.clone(), cluster.incarnation(), periodic);
         let jobs = runtime.spawn(runner.run(stop_jobs.clone()));
 
         let readiness = Readiness::new(checks(db, cluster));

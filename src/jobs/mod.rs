@@ -6,10 +6,12 @@
 //! the lease saves work, and whatever a job does must be right if done twice.
 
 mod activity_states;
+mod kept_answers;
 mod lease;
 mod runner;
 #[cfg(test)]
 mod tests;
 
 pub use activity_states::activity_states;
+pub use kept_answers::kept_answers;
 pub use runner::{Job, JobError, Runner};

@@ -181,7 +181,9 @@ async fn f08_one_backend_stopped(engine: Engine) {
     for replaced in 1..=2 {
         let before = crowd.taken().len();
         crowd.until_taken(before + 50).await;
-        let busiest = "SELECT pid::bigint FROM pg_stat_activity WHERE datname = 'tombola' ORDER BY state_change DESC LIMIT 1";
+        let busiest = "SELECT pid::bigint FROM pg_stat_activity \
+                       WHERE datname = 'tombola' AND backend_type = 'client backend' \
+                       ORDER BY state = 'active' DESC, state_change DESC LIMIT 1";
         let backend = u32::try_from(number(&administrator, busiest).await).unwrap();
         send(backend, Signal::Stop);
         server.counts("tombola_database_pools_replaced_total", replaced).await;

@@ -25,7 +25,7 @@ async fn f05_commit_obeyed_and_its_answer_lost(engine: Engine) {
     let instance = Instance::start(engine).await;
     let launch = Launch::on(&instance.url());
     let server = launch.start().await;
-    let sale = Sale::open(&launch, 1500, None).await;
+    let sale = Sale::open(&launch, 1500, None).await.without_keys();
     let crowd = Crowd::rush(&sale, &[server.address], 24, 1600);
     let administrator = session(&instance.administrator_url()).await;
     administrator.execute_unprepared("SET synchronous_commit = local").await.unwrap();
@@ -61,17 +61,18 @@ async fn f05_commits_lost_on_the_way(engine: Engine) {
     let proxy = Proxy::to(address(&rig.database.url)).await;
     let launch = rig.launch.clone().with("DATABASE__URL", through(&rig.database.url, proxy.address));
     let server = launch.start().await;
-    let sale = Sale::open(&launch, 1500, None).await;
+    let sale = Sale::open(&launch, 1500, None).await.without_keys();
     let crowd = Crowd::rush(&sale, &[server.address], 24, 1600);
-    for _ in 0..4 {
+    // A batch is likely the first to be hit, in each of the three ways; its resolution is next.
+    for count in [3, 4, 5, 3, 4, 5] {
         let before = crowd.taken().len();
         crowd.until_taken(before + 100).await;
-        proxy.lose_commits(4);
+        proxy.lose_commits(count);
     }
     server.counts("tombola_stock_ambiguous_commits_total", 4).await;
     let ledger = crowd.finish().await;
-    let (unsent, unanswered) = proxy.lost_commits();
-    assert!(unsent >= 4 && unanswered >= 4, "lost on the way: {unsent}, on the way back: {unanswered}");
+    let lost = proxy.lost_commits();
+    assert!(lost.iter().all(|count| *count >= 2), "without an answer, unsent, late: {lost:?}");
     rig.judge(&sale, &ledger).await.stands().without_errors();
 }
 

@@ -14,6 +14,9 @@ use tokio::task::JoinHandle;
 /// What both drivers send as plain text to end a transaction.
 const COMMIT: &[u8] = b"COMMIT";
 
+/// How long a COMMIT is held back after its client was cut off: longer than a client takes to look for its outcome.
+const LATE_BY: Duration = Duration::from_millis(500);
+
 /// A proxy; its connections end with it.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -29,10 +32,11 @@ struct Rules {
     /// Connections with a lower number are silent for ever.
     silent_below: watch::Sender<usize>,
     delay_ms: AtomicUsize,
-    /// COMMITs still to be lost; every other one before it reaches the database, the rest after it was obeyed.
+    /// COMMITs still to be lost; see [`Proxy::lose_commits`].
     commits_to_lose: AtomicUsize,
-    commits_unsent: AtomicUsize,
-    answers_lost: AtomicUsize,
+    unanswered: AtomicUsize,
+    unsent: AtomicUsize,
+    obeyed_late: AtomicUsize,
 }
 
 impl Proxy {
@@ -47,8 +51,9 @@ impl Proxy {
             silent_below: watch::Sender::new(0),
             delay_ms: AtomicUsize::new(0),
             commits_to_lose: AtomicUsize::new(0),
-            commits_unsent: AtomicUsize::new(0),
-            answers_lost: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
+            unsent: AtomicUsize::new(0),
+            obeyed_late: AtomicUsize::new(0),
         });
         let shared = rules.clone();
         let accepting = tokio::spawn(async move {
@@ -82,15 +87,16 @@ impl Proxy {
             .store(usize::try_from(time.as_millis()).expect("a short time"), Ordering::Relaxed);
     }
 
-    /// Loses the next `count` COMMITs, in turns the request and the answer, and the connection with them.
+    /// Loses the next `count` COMMITs, and the connection with them. When the count that is left divides by three the
+    /// answer is lost; with a remainder of one the request; with two the database obeys after the client was cut off.
     pub(crate) fn lose_commits(&self, count: usize) {
         self.rules.commits_to_lose.store(count, Ordering::SeqCst);
     }
 
-    /// How many COMMITs never reached the database, and how many were obeyed without the client learning of it.
-    pub(crate) fn lost_commits(&self) -> (usize, usize) {
-        let [unsent, unanswered] = [&self.rules.commits_unsent, &self.rules.answers_lost];
-        (unsent.load(Ordering::SeqCst), unanswered.load(Ordering::SeqCst))
+    /// How many COMMITs were obeyed without an answer, never arrived, and were obeyed late.
+    pub(crate) fn lost_commits(&self) -> [usize; 3] {
+        let Rules { unanswered, unsent, obeyed_late, .. } = &*self.rules;
+        [unanswered, unsent, obeyed_late].map(|count| count.load(Ordering::SeqCst))
     }
 }
 
@@ -108,55 +114,67 @@ impl Rules {
         cuts.mark_unchanged();
         let Ok(server) = TcpStream::connect(self.target).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        let ((client_out, client_in), (server_out, server_in)) = (client.into_split(), server.into_split());
+        let ((mut client_out, mut client_in), (mut server_out, mut server_in)) =
+            (client.into_split(), server.into_split());
         let lose_answer = AtomicBool::new(false);
-        tokio::select! {
-            () = self.upstream(number, client_out, server_in, &lose_answer) => {}
-            () = self.downstream(number, server_out, client_in, &lose_answer) => {}
-            _ = cuts.changed() => {}
+        let late = tokio::select! {
+            late = self.upstream(number, &mut client_out, &mut server_in, &lose_answer) => late,
+            () = self.downstream(number, &mut server_out, &mut client_in, &lose_answer) => None,
+            _ = cuts.changed() => None,
+        };
+        drop((client_out, client_in));
+        if let Some(late) = late {
+            tokio::time::sleep(LATE_BY).await;
+            if server_in.write_all(&late).await.is_ok() && server_out.read(&mut [0; 64]).await.is_ok() {
+                self.obeyed_late.fetch_add(1, Ordering::SeqCst);
+            }
         }
     }
 
+    /// Forwards what the client says; answers with what is to be forwarded only after the client was cut off.
     async fn upstream(
         &self,
         number: usize,
-        mut from: OwnedReadHalf,
-        mut to: OwnedWriteHalf,
+        from: &mut OwnedReadHalf,
+        to: &mut OwnedWriteHalf,
         lose_answer: &AtomicBool,
-    ) {
+    ) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             self.unless_silent(number).await;
             let bytes = &buffer[..read];
             // A command this short arrives whole.
-            if bytes.windows(COMMIT.len()).any(|window| window == COMMIT)
-                && let Ok(left) = self
-                    .commits_to_lose
-                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
-            {
-                if left % 2 == 0 {
-                    self.commits_unsent.fetch_add(1, Ordering::SeqCst);
-                    return;
+            if bytes.windows(COMMIT.len()).any(|window| window == COMMIT) {
+                let one_less = |left: usize| left.checked_sub(1);
+                let left = self.commits_to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+                match left.map(|left| left % 3) {
+                    Ok(0) => lose_answer.store(true, Ordering::SeqCst),
+                    Ok(1) => {
+                        self.unsent.fetch_add(1, Ordering::SeqCst);
+                        return None;
+                    }
+                    Ok(_) => return Some(bytes.to_vec()),
+                    Err(_) => {}
                 }
-                lose_answer.store(true, Ordering::SeqCst);
             }
             if to.write_all(bytes).await.is_err() {
-                return;
+                break;
             }
         }
+        None
     }
 
     async fn downstream(
         &self,
         number: usize,
-        mut from: OwnedReadHalf,
-        mut to: OwnedWriteHalf,
+        from: &mut OwnedReadHalf,
+        to: &mut OwnedWriteHalf,
         lose_answer: &AtomicBool,
     ) {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             if lose_answer.load(Ordering::SeqCst) {
-                self.answers_lost.fetch_add(1, Ordering::SeqCst);
+                self.unanswered.fetch_add(1, Ordering::SeqCst);
                 return;
             }
             let delay = self.delay_ms.load(Ordering::Relaxed);

@@ -150,7 +150,6 @@ impl Engine {
     /// Answers every request.
     pub async fn serve(&mut self, requests: Vec<TakeRequest>) {
         let begun = self.gauge.begin_batch();
-        let count = requests.len();
         let mut todo: Vec<TakeRequest> =
             requests.into_iter().filter(|request| !request.is_abandoned()).collect();
         todo.iter_mut().for_each(|request| request.begun = true);
@@ -174,7 +173,7 @@ impl Engine {
                 refuse_all(&mut todo, &TakeError::Unavailable);
             }
         }
-        self.gauge.end_batch(begun, count);
+        self.gauge.end_batch(begun);
     }
 
     /// One round: answers what needs no token, claims tokens if there are none, commits what gets one.

@@ -23,8 +23,8 @@ pub struct Gauge {
     sold_out_until: AtomicI64,
     closed: RwLock<Option<(Closed, i64)>>,
     waiting: AtomicUsize,
-    /// Answers per second of late, in thousandths.
-    rate_milli: AtomicU64,
+    /// How long a batch took of late, in microseconds; 0 before the first.
+    batch_us: AtomicU64,
     /// When the batch in flight began, in microseconds after `origin`; 0 while none is.
     busy_since: AtomicI64,
 }
@@ -37,7 +37,7 @@ impl Default for Gauge {
             sold_out_until: AtomicI64::new(0),
             closed: RwLock::new(None),
             waiting: AtomicUsize::new(0),
-            rate_milli: AtomicU64::new(0),
+            batch_us: AtomicU64::new(0),
             busy_since: AtomicI64::new(0),
         }
     }
@@ -98,21 +98,13 @@ impl Gauge {
         Instant::now()
     }
 
-    /// The batch begun at `begun` answered `answered` requests.
-    pub(super) fn end_batch(&self, begun: Instant, answered: usize) {
+    /// The batch begun at `begun` is answered.
+    pub(super) fn end_batch(&self, begun: Instant) {
         self.busy_since.store(0, Ordering::Release);
-        let elapsed = begun.elapsed().as_secs_f64().max(1e-6);
-        #[expect(clippy::cast_precision_loss, reason = "a rate of answers, not an amount")]
-        let now = answered as f64 / elapsed;
-        #[expect(clippy::cast_precision_loss, reason = "a rate of answers, not an amount")]
-        let before = self.rate_milli.load(Ordering::Relaxed) as f64 / 1e3;
-        let rate = if before == 0.0 { now } else { before * 0.8 + now * 0.2 };
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "positive and far below 2^64"
-        )]
-        self.rate_milli.store((rate * 1e3) as u64, Ordering::Relaxed);
+        let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
+        let before = self.batch_us.load(Ordering::Relaxed);
+        let average = if before == 0 { took } else { before - before / 5 + took / 5 };
+        self.batch_us.store(average.max(1), Ordering::Relaxed);
     }
 
     /// Requests admitted and not yet answered.
@@ -120,17 +112,19 @@ impl Gauge {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// How long a request admitted now would wait.
-    fn expected_wait(&self) -> Duration {
-        let rate = self.rate_milli.load(Ordering::Relaxed);
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let queue = if rate == 0 { 0.0 } else { self.waiting() as f64 * 1e3 / rate as f64 };
+    /// How long a request admitted now would wait, if a batch answers up to `max_batch` requests.
+    ///
+    /// Counted in batches, not in answers per second: a batch of one takes nearly as long as a full one, so what a quiet
+    /// moment answers says nothing about a crowd.
+    fn expected_wait(&self, max_batch: usize) -> Duration {
+        let batches = u64::try_from(self.waiting().div_ceil(max_batch)).unwrap_or(u64::MAX);
+        let queue = Duration::from_micros(self.batch_us.load(Ordering::Relaxed).saturating_mul(batches));
         let busy_since = self.busy_since.load(Ordering::Acquire);
         let stalled = match busy_since {
             0 => Duration::ZERO,
             since => self.origin.elapsed().saturating_sub(Duration::from_micros(since.unsigned_abs())),
         };
-        stalled.max(Duration::try_from_secs_f64(queue).unwrap_or(Duration::MAX))
+        stalled.max(queue)
     }
 }
 
@@ -146,17 +140,19 @@ pub struct AdmissionLimits {
 #[derive(Debug, Clone)]
 pub struct Admission {
     limits: AdmissionLimits,
+    max_batch: usize,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Admission {
-    pub fn new(limits: AdmissionLimits) -> Self {
-        Self { limits, waiting: Arc::default() }
+    /// For actors that answer up to `max_batch` requests at a time.
+    pub fn new(limits: AdmissionLimits, max_batch: usize) -> Self {
+        Self { limits, max_batch: max_batch.max(1), waiting: Arc::default() }
     }
 
     /// Lets a request in, unless it would have to wait too long.
     pub fn admit(&self, gauge: &Arc<Gauge>) -> Result<Waiting, TakeError> {
-        let expected = gauge.expected_wait();
+        let expected = gauge.expected_wait(self.max_batch);
         if expected > self.limits.wait
             || gauge.waiting() >= self.limits.waiting_per_activity
             || self.waiting.load(Ordering::Relaxed) >= self.limits.waiting_in_process
@@ -181,5 +177,55 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.gauge.waiting.fetch_sub(1, Ordering::Relaxed);
         self.in_process.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_BATCH: usize = 256;
+
+    fn admission(wait: Duration) -> Admission {
+        let limits = AdmissionLimits { waiting_per_activity: 4096, waiting_in_process: 16384, wait };
+        Admission::new(limits, MAX_BATCH)
+    }
+
+    /// A gauge whose last batch, of whatever size, took this long.
+    fn after_batch(took: Duration) -> Arc<Gauge> {
+        let gauge = Arc::new(Gauge::default());
+        gauge.begin_batch();
+        gauge.end_batch(Instant::now() - took);
+        gauge
+    }
+
+    #[test]
+    fn a_crowd_after_a_quiet_moment_is_let_in() {
+        let (gauge, admission) = (after_batch(Duration::from_millis(60)), admission(Duration::from_secs(1)));
+        let crowd: Result<Vec<Waiting>, TakeError> = (0..4096).map(|_| admission.admit(&gauge)).collect();
+        assert_eq!(crowd.unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn who_would_wait_too_long_is_turned_away_until_somebody_was_answered() {
+        let (gauge, admission) = (after_batch(Duration::from_millis(400)), admission(Duration::from_secs(1)));
+        let mut waiting: Vec<Waiting> = Vec::new();
+        let refusal = loop {
+            match admission.admit(&gauge) {
+                Ok(admitted) => waiting.push(admitted),
+                Err(refusal) => break refusal,
+            }
+        };
+        assert_eq!((waiting.len(), refusal), (2 * MAX_BATCH + 1, TakeError::Overloaded { retry_after_s: 1 }));
+        waiting.clear();
+        assert!(admission.admit(&gauge).is_ok());
+    }
+
+    #[test]
+    fn after_a_stall_one_at_a_time_finds_out_whether_it_is_over() {
+        let (gauge, admission) = (after_batch(Duration::from_secs(8)), admission(Duration::from_secs(1)));
+        let first = admission.admit(&gauge);
+        assert!(first.is_ok());
+        assert!(admission.admit(&gauge).is_err());
     }
 }

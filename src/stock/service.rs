@@ -56,7 +56,8 @@ impl StockService {
                 )
             })
         });
-        Self { store, registry, admission: Admission::new(settings.admission), settings }
+        let admission = Admission::new(settings.admission, settings.max_batch);
+        Self { store, registry, admission, settings }
     }
 
     /// Takes one token of `activity` for `user`; with a key, once.

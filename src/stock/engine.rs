@@ -91,6 +91,8 @@ pub struct Engine {
     window: TokenWindow,
     takers: Takers,
     loaded: bool,
+    /// The gauge's count of changes when `view` was read.
+    seen: u64,
 }
 
 /// A request that has a token and a number, and those with the same key behind it.
@@ -125,12 +127,11 @@ pub struct TakeBody<'a> {
 impl Engine {
     pub fn new(activity: ActivityId, store: StockStore, gauge: Arc<Gauge>) -> Self {
         let (window, takers) = (TokenWindow::default(), Takers::default());
-        Self { activity, store, gauge, view: None, window, takers, loaded: false }
+        Self { activity, store, gauge, view: None, window, takers, loaded: false, seen: 0 }
     }
 
     /// Takes note of what happened elsewhere.
     pub fn notice(&mut self, notice: Notice) {
-        self.gauge.forget();
         match notice {
             Notice::Changed => self.view = None,
             Notice::Released(take) => {
@@ -182,6 +183,11 @@ impl Engine {
         todo: &mut Vec<TakeRequest>,
         collisions: &mut u32,
     ) -> Result<Outcome, DbFault> {
+        let known = self.gauge.changes();
+        if known != self.seen {
+            // The notice may still be on its way.
+            (self.seen, self.view) = (known, None);
+        }
         self.replay(todo).await?;
         let Some(view) = self.view().await? else {
             refuse_all(todo, &TakeError::NotFound);
@@ -189,16 +195,17 @@ impl Engine {
         };
         let now = self.store.clock.now();
         if let Some(closed) = view.closed_at(now) {
-            self.gauge.not_running(closed, now);
+            self.gauge.not_running(known, closed, now);
             refuse_all(todo, &TakeError::NotRunning(closed));
             return Ok(Outcome::Committed);
         }
         if self.window.available_in_front() == 0 && !todo.is_empty() && !self.claim().await? {
-            self.gauge.sold_out(now, view.ends_at);
+            self.gauge.sold_out(known, now, view.ends_at);
             refuse_all(todo, &TakeError::SoldOut);
             self.announce_sold_out(&view).await;
             return Ok(Outcome::Committed);
         }
+        self.gauge.not_sold_out();
         self.look_up_takers(todo).await?;
         let Some(block) = self.window.front_block() else { return Ok(Outcome::Again) };
         let most = if *collisions > COLLISIONS_BEFORE_SINGLE { 1 } else { MAX_BATCH };

@@ -22,6 +22,8 @@ pub struct Gauge {
     origin: Instant,
     sold_out_until: AtomicI64,
     closed: RwLock<Option<(Closed, i64)>>,
+    /// Counts the changes from outside: what was found out before the last one is no hint.
+    changes: AtomicU64,
     waiting: AtomicUsize,
     /// How long a batch took of late, in microseconds; 0 before the first.
     batch_us: AtomicU64,
@@ -36,6 +38,7 @@ impl Default for Gauge {
             origin: Instant::now(),
             sold_out_until: AtomicI64::new(0),
             closed: RwLock::new(None),
+            changes: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             batch_us: AtomicU64::new(0),
             busy_since: AtomicI64::new(0),
@@ -68,22 +71,48 @@ impl Gauge {
         closed.filter(|(_, until)| now < *until).map(|(closed, _)| closed)
     }
 
+    /// How many changes came from outside so far; to be asked before looking at the database.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
     /// Every token was sold at `now`; the activity ends at `ends_at`, when this stops being the reason.
-    pub(super) fn sold_out(&self, now: Timestamp, ends_at: Timestamp) {
+    pub(super) fn sold_out(&self, known: u64, now: Timestamp, ends_at: Timestamp) {
         let until = (to_micros(now) + HINT_LIFE_US).min(to_micros(ends_at));
-        self.sold_out_until.store(until, Ordering::Release);
+        self.sold_out_until.store(until, Ordering::SeqCst);
+        self.unless_changed(known);
+    }
+
+    /// There are tokens, whatever was found out before.
+    pub(super) fn not_sold_out(&self) {
+        if self.sold_out_until.load(Ordering::Relaxed) != 0 {
+            self.sold_out_until.store(0, Ordering::SeqCst);
+        }
     }
 
     /// The activity takes no requests at `now`; `until` at most, if a date decides.
-    pub(super) fn not_running(&self, closed: Closed, now: Timestamp) {
+    pub(super) fn not_running(&self, known: u64, closed: Closed, now: Timestamp) {
         let until = to_micros(now) + HINT_LIFE_US;
         let until = if let Closed::TooEarly(at) = closed { until.min(to_micros(at)) } else { until };
         self.set_closed(Some((closed, until)));
+        self.unless_changed(known);
     }
 
-    /// What was known may be wrong now: the next request looks again.
-    pub(super) fn forget(&self) {
-        self.sold_out_until.store(0, Ordering::Release);
+    /// Takes a hint back that a change since `known` may have made wrong.
+    fn unless_changed(&self, known: u64) {
+        if self.changes() != known {
+            self.forget();
+        }
+    }
+
+    /// Something changed outside: the next request looks again.
+    pub(super) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        self.forget();
+    }
+
+    fn forget(&self) {
+        self.sold_out_until.store(0, Ordering::SeqCst);
         self.set_closed(None);
     }
 
@@ -182,6 +211,8 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
 
     const MAX_BATCH: usize = 256;
@@ -227,5 +258,19 @@ mod tests {
         let first = admission.admit(&gauge);
         assert!(first.is_ok());
         assert!(admission.admit(&gauge).is_err());
+    }
+
+    #[test]
+    fn a_change_outlives_what_was_found_out_before_it() {
+        let (gauge, now) = (Gauge::default(), Timestamp::UNIX_EPOCH);
+        let end = now + TimeDelta::hours(1);
+        let before = gauge.changes();
+        gauge.sold_out(before, now, end);
+        assert_eq!(gauge.refusal(now), Some(TakeError::SoldOut));
+        gauge.changed();
+        assert_eq!(gauge.refusal(now), None);
+        gauge.sold_out(before, now, end);
+        gauge.not_running(before, Closed::NotStarted, now);
+        assert_eq!(gauge.refusal(now), None);
     }
 }

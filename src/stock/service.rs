@@ -100,6 +100,8 @@ impl StockService {
 
     fn tell(&self, activity: ActivityId, notice: Notice) {
         if let Some(actor) = self.registry.find(activity) {
+            // At once: whoever saw the change answered must not be refused for what was before it.
+            actor.shared.changed();
             actor.addr.do_send(notice);
         }
     }

@@ -1,9 +1,12 @@
 //! Stories told over HTTP to a whole server: one file per theme, each story on each database (see `support`).
 #![expect(clippy::unwrap_used, reason = "a story that cannot go on ends there")]
 
+mod activities;
 mod bad_input;
 mod faults;
 mod lists;
+mod nodes;
 mod sessions;
-#[expect(dead_code, unused_imports, reason = "the stories of takes, stock and nodes follow")]
+mod stock;
 mod support;
+mod takes;

@@ -47,6 +47,8 @@ impl TestApp {
         config.auth.token_ttl = Duration::from_hours(48);
         config.rate_limit.per_user_per_s = 0;
         config.rate_limit.sessions_per_address_per_s = 0;
+        // A busy machine is no reason to refuse.
+        config.stock.max_wait = Duration::from_secs(30);
         config.jobs.activity_states_every = Duration::from_millis(50);
         let clock = Arc::new(ManualClock::new(START));
         let node = Node::start(config.clone(), clock.clone()).await;

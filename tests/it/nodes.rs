@@ -1,0 +1,216 @@
+//! Several servers on one database, and servers that come and go.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use futures_util::future::{join, join_all};
+use reqwest::Method;
+
+use crate::support::{Answer, Client, Offer, Take, TestApp, eventually, shared_stories, stories};
+use crate::takes::{crowd, take_all, tokens};
+
+stories!(a_restart_loses_nothing);
+
+/// On databases that servers share.
+mod shared {
+    use super::*;
+
+    shared_stories!(
+        two_nodes_sell_one_activity_exactly,
+        a_limit_holds_across_nodes,
+        the_last_units_are_sold_by_whichever_node_is_asked,
+        what_one_node_releases_the_other_sells,
+        a_close_at_one_node_ends_takes_at_the_other,
+        a_repeat_is_known_at_every_node,
+        a_node_that_leaves_strands_nothing,
+    );
+
+    /// Takes at either node in turn, until both refuse.
+    async fn take_at_both(shopper: [&Client; 2], activity: &str) -> Vec<Take> {
+        let mut takes = Vec::new();
+        let mut refusals = 0;
+        for turn in 0.. {
+            let answer = shopper[turn % 2].take(activity).await;
+            if answer.status == 201 {
+                refusals = 0;
+                takes.push(answer.take());
+                continue;
+            }
+            let code = answer.body["code"].clone();
+            assert!(code == "sold_out" || code == "take_limit_reached", "{}", answer.body);
+            refusals += 1;
+            if refusals == 2 {
+                break;
+            }
+        }
+        takes
+    }
+
+    async fn two_nodes_sell_one_activity_exactly(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(1000).limit(30)).await;
+        let here = app.customers(40).await;
+        let there: Vec<Client> = here.iter().map(|shopper| shopper.at(&node)).collect();
+
+        let shopping = here.iter().zip(&there).map(|(here, there)| {
+            let (one, other) =
+                (take_at_both([here, there], &activity), take_at_both([there, here], &activity));
+            join(one, other)
+        });
+        let hauls = join_all(shopping).await;
+
+        let sold: Vec<Take> =
+            hauls.iter().flat_map(|(one, other)| one.iter().chain(other)).cloned().collect();
+        assert_eq!(tokens(&sold), (1..=1000).collect::<Vec<_>>());
+        assert!(hauls.iter().all(|(one, other)| one.len() + other.len() <= 30));
+        assert_eq!(app.remaining(&activity).await, 0);
+        eventually(async || !app.events(&activity, "activity.sold_out.v1").await.is_empty()).await;
+        node.stop().await;
+        assert_eq!(app.events(&activity, "activity.sold_out.v1").await.len(), 1);
+    }
+
+    async fn a_limit_holds_across_nodes(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(1000).limit(3)).await;
+        let here = app.customer("alice").await;
+        let there = here.at(&node);
+
+        let answers = join_all((0..100).map(|turn| [&here, &there][turn % 2].take(&activity))).await;
+
+        let (taken, refused): (Vec<Answer>, Vec<Answer>) =
+            answers.into_iter().partition(|answer| answer.status == 201);
+        let mut numbers: Vec<i64> = taken.into_iter().map(|answer| answer.take().take_no).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 2, 3]);
+        for answer in refused {
+            answer.refused(409, "take_limit_reached");
+        }
+        node.stop().await;
+    }
+
+    async fn the_last_units_are_sold_by_whichever_node_is_asked(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(40)).await;
+        let here = app.customer("alice").await;
+        let there = here.at(&node);
+
+        here.take(&activity).await.take();
+        there.take(&activity).await.take();
+        // Nobody asks the first node any more, whatever it holds.
+        assert_eq!(take_all(&there, &activity).await.len(), 38);
+        here.take(&activity).await.refused(409, "sold_out");
+        node.stop().await;
+    }
+
+    async fn what_one_node_releases_the_other_sells(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(20)).await;
+        let (here, operator) = (app.customer("alice").await, app.operator().await);
+        let sold = take_all(&here, &activity).await;
+        let bob = app.customer("bob").await.at(&node);
+        bob.take(&activity).await.refused(409, "sold_out");
+        let announced = async || app.events(&activity, "activity.sold_out.v1").await.len();
+        eventually(async || announced().await == 1).await;
+
+        for take in &sold[5..10] {
+            operator.release(&take.id).await.is(200);
+        }
+
+        // A node believes for a second at most what it was told last.
+        app.pass(TimeDelta::seconds(2));
+        assert_eq!(tokens(&take_all(&bob, &activity).await), tokens(&sold[5..10]));
+        eventually(async || announced().await == 2).await;
+        assert_eq!(app.remaining(&activity).await, 0);
+        node.stop().await;
+    }
+
+    async fn a_close_at_one_node_ends_takes_at_the_other(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(100)).await;
+        let (alice, operator) = (app.customer("alice").await, app.operator().await);
+        alice.take(&activity).await.take();
+        alice.at(&node).take(&activity).await.take();
+
+        operator.at(&node).asks(&activity, "close").await.is(200);
+        alice.take(&activity).await.refused(409, "activity_not_running");
+        alice.at(&node).take(&activity).await.refused(409, "activity_not_running");
+        assert_eq!(app.remaining(&activity).await, 98);
+        node.stop().await;
+    }
+
+    async fn a_repeat_is_known_at_every_node(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(100)).await;
+        let here = app.customer("alice").await;
+        let there = here.at(&node);
+
+        let answers =
+            join_all((0..20).map(|turn| [&here, &there][turn % 2].take_once(&activity, "twin"))).await;
+
+        let first = here.take_once(&activity, "twin").await;
+        assert!(first.is_replayed());
+        let first = first.is(201);
+        for answer in answers {
+            assert_eq!(answer.is(201), first);
+        }
+        assert_eq!(app.remaining(&activity).await, 99);
+        node.stop().await;
+    }
+
+    async fn a_node_that_leaves_strands_nothing(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(300)).await;
+        let here = app.customers(10).await;
+        let there: Vec<Client> = here.iter().map(|shopper| shopper.at(&node)).collect();
+
+        let mut sold: Vec<Take> = Vec::new();
+        for shopper in here.iter().chain(&there) {
+            sold.push(shopper.take(&activity).await.take());
+        }
+        node.stop().await;
+        sold.extend(crowd(&here, &activity).await);
+        assert_eq!(tokens(&sold), (1..=300).collect::<Vec<_>>());
+    }
+}
+
+/// Takes until sold out; what is not answered, or answered with 503, is asked again with the same key.
+async fn insist(shopper: &Client, activity: &str) -> Vec<Take> {
+    let mut takes = Vec::new();
+    'next: for number in 0.. {
+        loop {
+            let request = shopper.request(Method::POST, &format!("/activities/{activity}/takes"));
+            let Some(answer) = Answer::if_any(request.header("idempotency-key", number.to_string())).await
+            else {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            };
+            match answer.status {
+                201 => {
+                    takes.push(answer.take());
+                    continue 'next;
+                }
+                503 => drop(answer),
+                _ => {
+                    answer.refused(409, "sold_out");
+                    break 'next;
+                }
+            }
+        }
+    }
+    takes
+}
+
+async fn a_restart_loses_nothing(app: &TestApp) {
+    let activity = app.running(Offer::of(600)).await;
+    let shoppers = app.customers(10).await;
+    let restarting = async {
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            app.restart().await;
+        }
+    };
+    let (hauls, ()) =
+        join(join_all(shoppers.iter().map(|shopper| insist(shopper, &activity))), restarting).await;
+    assert_eq!(tokens(&hauls.concat()), (1..=600).collect::<Vec<_>>());
+    assert_eq!(app.remaining(&activity).await, 0);
+}

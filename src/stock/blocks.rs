@@ -245,6 +245,12 @@ pub async fn token_released(tx: &Tx, activity: ActivityId, token: u32) -> Result
     if done.rows_affected == 1 { Ok(()) } else { Err(DbFault::Missing("the block of a released token")) }
 }
 
+/// Whether every token is sold; stays so until `tx` ends.
+pub async fn are_sold_out(tx: &Tx, activity: ActivityId) -> Result<bool, DbFault> {
+    let blocks = all_locked(tx, activity).await?;
+    Ok(blocks.iter().all(|block| block.state == RETIRED || free_count(block) == 0))
+}
+
 /// The blocks of `activity` that still have free tokens.
 async fn unsold(tx: &Tx, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
     let mut blocks = Entity::find()

@@ -96,7 +96,8 @@ pub(super) async fn release(
     Ok(Released { take: released, now: true })
 }
 
-async fn no_longer_sold_out(tx: &Tx, activity: ActivityId) -> Result<(), DbFault> {
+/// Takes the note of a sell-out away, so that the next one is announced.
+pub(super) async fn no_longer_sold_out(tx: &Tx, activity: ActivityId) -> Result<(), DbFault> {
     activity::Entity::update_many()
         .col_expr(activity::Column::SoldOutAt, Option::<i64>::None.into())
         .filter(activity::Column::Id.eq(activity.0))

@@ -280,6 +280,10 @@ impl Engine {
         let Some(claimed) = self.store.claim(self.activity).await? else { return Ok(false) };
         debug!(activity.id = %self.activity, block = ?claimed.held, "Claimed tokens");
         metrics::counter!("tombola_stock_blocks_claimed_total").increment(1);
+        // Whatever gave tokens back, perhaps on another node, ended the sell-out.
+        if let Some(view) = &mut self.view {
+            view.sold_out_announced = false;
+        }
         if let Err(error) = self.window.add_block(claimed.held, claimed.free) {
             // Another claim of ours overlaps: memory is wrong, the database is not.
             error!(activity.id = %self.activity, %error, "Forgot the token window");
@@ -293,10 +297,12 @@ impl Engine {
             return;
         }
         match self.store.announce_sold_out(self.activity).await {
-            Ok(()) => {
-                info!(activity.id = %self.activity, "Activity {} is sold out", self.activity);
+            Ok(announced) => {
+                if announced {
+                    info!(activity.id = %self.activity, "Activity {} is sold out", self.activity);
+                }
                 if let Some(view) = &mut self.view {
-                    view.sold_out_announced = true;
+                    view.sold_out_announced = announced;
                 }
             }
             Err(fault) => {

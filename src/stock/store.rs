@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::ThisNode;
 use super::blocks::{self, ClaimedBlock};
+use super::changes::no_longer_sold_out;
 use super::model::{Closed, Take};
 use super::user_takes::UserTakes;
 use super::window::HeldBlock;
@@ -218,8 +219,8 @@ impl StockStore {
             .await
     }
 
-    /// Announces, once, that every token is sold.
-    pub async fn announce_sold_out(&self, activity: ActivityId) -> Result<(), DbFault> {
+    /// Announces, once, that every token is sold; `false` if that is not so any more.
+    pub async fn announce_sold_out(&self, activity: ActivityId) -> Result<bool, DbFault> {
         let (ids, clock) = (self.ids().clone(), self.clock.clone());
         self.db
             .transaction(move |tx| {
@@ -232,10 +233,15 @@ impl StockStore {
                         .exec(&tx)
                         .await?;
                     if marked.rows_affected == 0 {
-                        return Ok(());
+                        return Ok(true);
+                    }
+                    if !blocks::are_sold_out(&tx, activity).await? {
+                        no_longer_sold_out(&tx, activity).await?;
+                        return Ok(false);
                     }
                     let data = json!({"activity_id": activity, "at": outbox::rfc3339(now)});
-                    append_one(&tx, &ids, now, EventType::ActivitySoldOut, activity, &data).await
+                    append_one(&tx, &ids, now, EventType::ActivitySoldOut, activity, &data).await?;
+                    Ok(true)
                 }
             })
             .await

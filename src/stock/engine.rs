@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -23,8 +23,9 @@ use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
 use crate::ports::clock::Timestamp;
 
-/// How often a batch is decided anew before its requests are refused.
+/// How often a batch is decided anew, and for how long at least, before its requests are refused.
 const ATTEMPTS: u32 = 8;
+const PATIENCE: Duration = Duration::from_secs(2);
 /// After so many collisions the requests go one by one, so that the innocent ones pass.
 const COLLISIONS_BEFORE_SINGLE: u32 = 2;
 /// Requests answered in one transaction at most.
@@ -154,7 +155,7 @@ impl Engine {
         let mut todo: Vec<TakeRequest> =
             requests.into_iter().filter(|request| !request.is_abandoned()).collect();
         todo.iter_mut().for_each(|request| request.begun = true);
-        let (mut attempts, mut collisions) = (0, 0);
+        let (mut attempts, mut collisions, mut progress) = (0, 0, Instant::now());
         while !todo.is_empty() {
             let _ = faults::point("before_decide").await;
             let before = todo.len();
@@ -162,13 +163,18 @@ impl Engine {
                 warn!(activity.id = %self.activity, error = %fault, "Takes wait for the database");
                 if fault.is_conflict() { Outcome::Again } else { Outcome::Unavailable }
             });
-            attempts = if todo.len() < before { 0 } else { attempts + 1 };
+            if todo.len() < before {
+                (attempts, progress) = (0, Instant::now());
+            } else {
+                attempts += 1;
+            }
             if attempts > 1 {
                 // Another node keeps being faster: step out of its stride.
                 tokio::time::sleep(Duration::from_millis(rand::random_range(1..=5) * u64::from(attempts)))
                     .await;
             }
-            if matches!(outcome, Outcome::Unavailable) || attempts == ATTEMPTS {
+            let in_vain = attempts >= ATTEMPTS && progress.elapsed() >= PATIENCE;
+            if matches!(outcome, Outcome::Unavailable) || in_vain {
                 metrics::counter!("tombola_takes_total", "outcome" => "unavailable")
                     .increment(todo.len() as u64);
                 refuse_all(&mut todo, &TakeError::Unavailable);

@@ -268,7 +268,8 @@ fn definite(said: Said) -> Result<Answer, String> {
             }
         }
         409 if code == "sold_out" => Ok(Answer::SoldOut),
-        status @ (429 | 500..) => Err(format!("{status} {code}")),
+        // 408: it slept while the request arrived.
+        status @ (408 | 429 | 500..) => Err(format!("{status} {code}")),
         409 if code == "idempotency_in_progress" => Err(code),
         _ => Ok(Answer::Refused(code)),
     }
@@ -393,7 +394,12 @@ impl Ledger {
                     verdict.recovered += usize::from(*replayed && entry.unknown > 0);
                 }
                 Some(Answer::SoldOut) => verdict.sold_out += 1,
-                Some(Answer::Refused(code)) => *verdict.refused.entry(code.clone()).or_default() += 1,
+                Some(Answer::Refused(code)) => {
+                    if code != "take_limit_reached" {
+                        verdict.broken.push(format!("refused: {code}"));
+                    }
+                    *verdict.refused.entry(code.clone()).or_default() += 1;
+                }
                 None => verdict.broken.push("an outcome stayed unknown".to_owned()),
             }
         }

@@ -19,6 +19,7 @@ mod shared {
         two_nodes_sell_one_activity_exactly,
         a_limit_holds_across_nodes,
         the_last_units_are_sold_by_whichever_node_is_asked,
+        a_node_sells_no_token_that_was_taken_over,
         what_one_node_releases_the_other_sells,
         a_close_at_one_node_ends_takes_at_the_other,
         a_repeat_is_known_at_every_node,
@@ -99,6 +100,22 @@ mod shared {
         // Nobody asks the first node any more, whatever it holds.
         assert_eq!(take_all(&there, &activity).await.len(), 38);
         here.take(&activity).await.refused(409, "sold_out");
+        node.stop().await;
+    }
+
+    async fn a_node_sells_no_token_that_was_taken_over(app: &TestApp) {
+        let node = app.another_node().await;
+        let activity = app.running(Offer::of(40)).await;
+        let (here, operator) = (app.customer("alice").await, app.operator().await);
+        let there = here.at(&node);
+
+        let mut sold = vec![here.take(&activity).await.take()];
+        // The other node takes tokens over, and then every one of them is free.
+        let taken_over = there.take(&activity).await.take();
+        operator.at(&node).release(&taken_over.id).await.is(200);
+
+        sold.extend(take_all(&here, &activity).await);
+        assert_eq!(tokens(&sold), (1..=40).collect::<Vec<_>>());
         node.stop().await;
     }
 

@@ -28,6 +28,7 @@ const KILLS: &[&str] = &[
     "before_commit=kill@2",
     "before_commit=kill@30",
     "after_commit=kill@3",
+    "after_commit=kill@20",
     "after_commit=kill@31",
     "after_reply=kill@1",
     "after_reply=kill@6",
@@ -55,7 +56,7 @@ async fn f01_killed_at_random(engine: Engine) {
     let rig = Rig::on(engine).await;
     let mut server = rig.launch.start().await;
     let kills = seeds(4);
-    let stock = 2000 + 1500 * kills;
+    let stock = 2000 + 500 * kills;
     let sale = Sale::open(&rig.launch, stock, Some(stock / 40)).await;
     let crowd = Crowd::rush(&sale, &[server.address], 12, stock + 100);
     for _ in 0..kills {

@@ -376,8 +376,18 @@ fn lock_data_directory(config: &Config) -> Result<Option<File>, StartError> {
     }
 }
 
+/// A directory for us alone: the database in it holds the keys that sign access tokens.
+fn private_directory() -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+}
+
 fn create_directory(directory: &Path) -> Result<(), StartError> {
-    std::fs::create_dir_all(directory)
+    private_directory()
+        .create(directory)
         .map_err(|source| StartError::DataDirectory { directory: directory.to_owned(), source })
 }
 

@@ -18,6 +18,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
+use crate::stock::engine::MAX_BATCH;
 
 /// The embedded defaults, which explain every key.
 pub const DEFAULTS: &str = include_str!("default.toml");
@@ -227,7 +228,9 @@ impl Config {
 
     /// Whether anyone may sign in under any name.
     pub fn dev_login(&self) -> bool {
-        self.auth.dev_login.unwrap_or_else(|| self.is_embedded() && self.http.address.ip().is_loopback())
+        // A loopback address behind a proxy is the whole world's.
+        let private = self.http.address.ip().is_loopback() && self.http.trusted_proxies.is_empty();
+        self.auth.dev_login.unwrap_or_else(|| self.is_embedded() && private)
     }
 
     /// The first setting that cannot be used: its key and what is wrong.
@@ -265,6 +268,10 @@ impl Config {
             ),
             ("auth.token_ttl_s", positive(auth.token_ttl)),
             ("stock.max_batch", at_least_one(stock.max_batch)),
+            (
+                "stock.max_batch",
+                (stock.max_batch > MAX_BATCH).then(|| format!("must be at most {MAX_BATCH}")),
+            ),
             ("stock.max_waiting_per_activity", at_least_one(stock.max_waiting_per_activity)),
             ("stock.max_waiting", at_least_one(stock.max_waiting)),
             ("stock.max_wait_ms", positive(stock.max_wait)),

@@ -85,10 +85,6 @@ impl DatabaseSettings {
     }
 
     pub(super) async fn open(&self) -> Result<Pools, DbFault> {
-        if let Some(directory) = self.sqlite_file().and_then(Path::parent) {
-            std::fs::create_dir_all(directory)
-                .map_err(|error| sea_orm::DbErr::Custom(format!("{}: {error}", directory.display())))?;
-        }
         let stalled = Arc::new(AtomicBool::new(false));
         let write = sea_orm::Database::connect(self.options(Use::Write, &stalled)).await?;
         let read = match self.target {
@@ -244,7 +240,13 @@ impl Target {
         match scheme {
             "sqlite" => {
                 let file = text.trim_start_matches("sqlite:").trim_start_matches("//");
-                let file = file.split('?').next().unwrap_or_default();
+                // What sqlx and sea-orm users write out of habit; here a missing file is always created.
+                let file = file.strip_suffix("?mode=rwc").unwrap_or(file);
+                if file.contains(['?', '%']) {
+                    return Err(InvalidDatabaseUrl::Malformed(
+                        "a file name without parameters is expected".into(),
+                    ));
+                }
                 if file.is_empty() || file == ":memory:" {
                     return Err(InvalidDatabaseUrl::InMemory);
                 }

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use crate::error::{ApiError, Code};
 use crate::faults::InjectedFault;
+use crate::ids::NodeNumberLost;
 
 /// A failure of the database, or of our use of it.
 #[derive(Debug, Error)]
@@ -33,6 +34,9 @@ pub enum DbFault {
     /// The linked SQLite has a bug that can corrupt the file.
     #[error("SQLite {0} can corrupt its write-ahead log; 3.51.3 or newer is needed")]
     SqliteTooOld(String),
+    /// Nothing can be written that needs an id of its own; the node number is leased again, or the process stops.
+    #[error(transparent)]
+    NodeNumberLost(#[from] NodeNumberLost),
     #[error(transparent)]
     Injected(#[from] InjectedFault),
 }
@@ -67,8 +71,9 @@ impl DbFault {
 
     /// Another transaction stood in the way; the same work may succeed at once in a new one.
     pub fn is_conflict(&self) -> bool {
-        // PostgreSQL: serialization failure, deadlock, lock timeout. MySQL: deadlock, lock timeout. SQLite: busy, locked.
-        const CODES: &[&str] = &["40001", "40P01", "55P03", "1213", "1205", "5", "6", "261", "517", "262"];
+        // PostgreSQL: serialization failure, deadlock, lock timeout. SQLite: busy, locked, and their kinds. MySQL has
+        // its own numbers; the code is only the SQLSTATE there.
+        const CODES: &[&str] = &["40001", "40P01", "55P03", "5", "6", "261", "262", "517"];
         let Self::Statement(error) = self else { return false };
         match runtime_error(error) {
             Some(sqlx::Error::Database(error)) => {
@@ -122,7 +127,7 @@ impl From<DbFault> for ApiError {
                     "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
                 )
             }
-            DbFault::Statement(_) | DbFault::Injected(_) => {
+            DbFault::Statement(_) | DbFault::Injected(_) | DbFault::NodeNumberLost(_) => {
                 tracing::warn!(error = %fault, "The database refused or could not be reached");
                 Self::new(Code::DependencyUnavailable, "The database is not available; nothing was changed.")
             }

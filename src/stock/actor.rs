@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
-use super::engine::{Engine, MAX_BATCH, Notice};
+use super::engine::{Engine, Notice};
 use super::gauge::Gauge;
 use super::store::StockStore;
 use crate::actors::registry::{Handle, Registry};
@@ -63,7 +63,7 @@ impl StockActor {
             engine: Some(Engine::new(activity, store.clone(), gauge.clone())),
             store,
             registry,
-            max_batch: max_batch.clamp(1, MAX_BATCH),
+            max_batch,
             passivate_after,
             gauge,
             notices: Vec::new(),

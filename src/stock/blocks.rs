@@ -27,9 +27,12 @@ const OPEN: &str = "open";
 const LEASED: &str = "leased";
 const RETIRED: &str = "retired";
 
-/// Lays out the drum of a new activity: all tokens in one open block.
+/// Tokens a block has at most, so that reading the free ones of a block never takes long.
+const LARGEST: i32 = 1 << 20;
+
+/// Lays out the drum of a new activity: all tokens in open blocks.
 pub async fn create(tx: &Tx, ids: &Ids, activity: ActivityId, stock_total: i32) -> Result<(), DbFault> {
-    insert(tx, ids, activity, 1..=stock_total, OPEN, 0).await
+    insert_open(tx, ids, activity, 1..=stock_total).await
 }
 
 /// Removes the drum of an activity that has sold nothing yet.
@@ -55,6 +58,7 @@ pub async fn claim(
     me: ThisNode,
     activity: ActivityId,
 ) -> Result<Option<ClaimedBlock>, DbFault> {
+    lock_layout(tx, activity).await?;
     loop {
         let mut candidates = unsold(tx, activity).await?;
         let free_in_all: u32 = candidates.iter().map(free_count).sum();
@@ -151,6 +155,13 @@ async fn take_over(
     Ok(ClaimedBlock { held, free: mine_free })
 }
 
+/// Keeps everyone else from changing where blocks begin and end, and from counting in them, until `tx` ends. Batches and
+/// releases share the activity's row while they count; so nobody waits for a block that is cut in two meanwhile.
+async fn lock_layout(tx: &Tx, activity: ActivityId) -> Result<(), DbFault> {
+    entities::activity::Entity::find_by_id(activity.0).lock_exclusive().one(tx).await?;
+    Ok(())
+}
+
 /// Gives blocks back that this node stops selling; those taken over meanwhile are left alone.
 pub async fn hand_back(tx: &Tx, held: &[HeldBlock]) -> Result<(), DbFault> {
     for block in held {
@@ -196,7 +207,7 @@ pub async fn grow(tx: &Tx, ids: &Ids, activity: ActivityId, more: u32) -> Result
     if missing > 0 {
         let last = all_locked(tx, activity).await?.iter().map(|block| block.last_token).max().unwrap_or(0);
         let end = last.checked_add(signed(missing)).ok_or(DbFault::Missing("a token number below 2^31"))?;
-        insert(tx, ids, activity, last + 1..=end, OPEN, 0).await?;
+        insert_open(tx, ids, activity, last + 1..=end).await?;
     }
     Ok(())
 }
@@ -356,6 +367,22 @@ fn numbered(backend: DbBackend, sql: &str) -> String {
     parts.enumerate().fold(first, |sql, (i, part)| format!("{sql}${}{part}", i + 1))
 }
 
+async fn insert_open(
+    tx: &Tx,
+    ids: &Ids,
+    activity: ActivityId,
+    tokens: RangeInclusive<i32>,
+) -> Result<(), DbFault> {
+    let mut first = *tokens.start();
+    while first <= *tokens.end() {
+        let last = first.saturating_add(LARGEST - 1).min(*tokens.end());
+        insert(tx, ids, activity, first..=last, OPEN, 0).await?;
+        let Some(next) = last.checked_add(1) else { break };
+        first = next;
+    }
+    Ok(())
+}
+
 async fn insert(
     tx: &Tx,
     ids: &Ids,
@@ -397,7 +424,7 @@ fn own(row: &mut ActiveModel, me: ThisNode) {
 }
 
 fn next_id(ids: &Ids) -> Result<BlockId, DbFault> {
-    ids.next().map_err(|_| DbFault::Missing("this node's number"))
+    Ok(ids.next()?)
 }
 
 fn tokens(block: &Model) -> RangeInclusive<u32> {

@@ -68,6 +68,10 @@ pub(super) async fn release(
     id: TakeId,
     reason: String,
 ) -> Result<Released, ReleaseError> {
+    let row = take::Entity::find_by_id(id.0).one(tx).await.map_err(DbFault::from)?;
+    if let Some(row) = row {
+        lock_activity(tx, ActivityId(row.activity_id)).await?;
+    }
     let row = take::Entity::find_by_id(id.0).lock_exclusive().one(tx).await.map_err(DbFault::from)?;
     let mut released = Take::try_from(row.clone().ok_or(ReleaseError::NotFound)?)?;
     match released.state {
@@ -86,7 +90,6 @@ pub(super) async fn release(
     }
     let activity = released.activity_id;
     blocks::token_released(tx, activity, u32::try_from(released.token_no).unwrap_or(0)).await?;
-    no_longer_sold_out(tx, activity).await?;
     let data = json!({
         "take_id": released.id, "activity_id": activity, "user_id": released.user_id,
         "token_no": released.token_no, "take_no": released.take_no,
@@ -94,6 +97,19 @@ pub(super) async fn release(
     });
     append_one(tx, ids, now, EventType::ActivityTakeReleased, activity, &data).await?;
     Ok(Released { take: released, now: true })
+}
+
+/// Locks the activity before anything else of it is, in the order of the batches: shared, or exclusively to end its
+/// sell-out.
+async fn lock_activity(tx: &Tx, id: ActivityId) -> Result<(), DbFault> {
+    let is_sold_out = |row: Option<activity::Model>| row.is_some_and(|row| row.sold_out_at.is_some());
+    // Looked at first without a lock: two releases that both share the row could not both change it.
+    if is_sold_out(activity::Entity::find_by_id(id.0).one(tx).await?)
+        || is_sold_out(activity::Entity::find_by_id(id.0).lock_shared().one(tx).await?)
+    {
+        no_longer_sold_out(tx, id).await?;
+    }
+    Ok(())
 }
 
 /// Takes the note of a sell-out away, so that the next one is announced.

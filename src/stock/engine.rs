@@ -91,7 +91,8 @@ pub struct Engine {
     view: Option<ActivityView>,
     window: TokenWindow,
     takers: Takers,
-    loaded: bool,
+    /// The limit that `takers` was read under.
+    limit: Option<Option<u32>>,
     /// The gauge's count of changes when `view` was read.
     seen: u64,
 }
@@ -108,6 +109,14 @@ impl Draft {
     fn kept_answer(&self) -> Option<(RequestKey, Answer)> {
         Some((self.request.key?, Answer { status: 201, body: body_of(&self.take)? }))
     }
+}
+
+/// What the requests of one batch have run into so far.
+#[derive(Default)]
+struct Doubts {
+    collisions: u32,
+    /// Users whose takes were read for this batch.
+    read_again: HashSet<UserId>,
 }
 
 /// How a batch ended.
@@ -128,7 +137,7 @@ pub struct TakeBody<'a> {
 impl Engine {
     pub fn new(activity: ActivityId, store: StockStore, gauge: Arc<Gauge>) -> Self {
         let (window, takers) = (TokenWindow::default(), Takers::default());
-        Self { activity, store, gauge, view: None, window, takers, loaded: false, seen: 0 }
+        Self { activity, store, gauge, view: None, window, takers, limit: None, seen: 0 }
     }
 
     /// Takes note of what happened elsewhere.
@@ -152,14 +161,14 @@ impl Engine {
     /// Answers every request.
     pub async fn serve(&mut self, requests: Vec<TakeRequest>) {
         let begun = self.gauge.begin_batch();
-        let mut todo: Vec<TakeRequest> =
-            requests.into_iter().filter(|request| !request.is_abandoned()).collect();
+        let mut todo = requests;
         todo.iter_mut().for_each(|request| request.begun = true);
-        let (mut attempts, mut collisions, mut progress) = (0, 0, Instant::now());
+        let (mut attempts, mut doubts, mut progress) = (0, Doubts::default(), Instant::now());
         while !todo.is_empty() {
+            todo.retain(|request| !request.is_abandoned());
             let _ = faults::point("before_decide").await;
             let before = todo.len();
-            let outcome = self.attempt(&mut todo, &mut collisions).await.unwrap_or_else(|fault| {
+            let outcome = self.attempt(&mut todo, &mut doubts).await.unwrap_or_else(|fault| {
                 warn!(activity.id = %self.activity, error = %fault, "Takes wait for the database");
                 if fault.is_conflict() { Outcome::Again } else { Outcome::Unavailable }
             });
@@ -175,8 +184,6 @@ impl Engine {
             }
             let in_vain = attempts >= ATTEMPTS && progress.elapsed() >= PATIENCE;
             if matches!(outcome, Outcome::Unavailable) || in_vain {
-                metrics::counter!("tombola_takes_total", "outcome" => "unavailable")
-                    .increment(todo.len() as u64);
                 refuse_all(&mut todo, &TakeError::Unavailable);
             }
         }
@@ -187,7 +194,7 @@ impl Engine {
     async fn attempt(
         &mut self,
         todo: &mut Vec<TakeRequest>,
-        collisions: &mut u32,
+        doubts: &mut Doubts,
     ) -> Result<Outcome, DbFault> {
         let known = self.gauge.changes();
         if known != self.seen {
@@ -195,35 +202,55 @@ impl Engine {
             (self.seen, self.view) = (known, None);
         }
         self.replay(todo).await?;
+        if todo.is_empty() {
+            return Ok(Outcome::Committed);
+        }
         let Some(view) = self.view().await? else {
             refuse_all(todo, &TakeError::NotFound);
             return Ok(Outcome::Committed);
         };
         let now = self.store.clock.now();
         if let Some(closed) = view.closed_at(now) {
-            self.gauge.not_running(known, closed, now);
-            refuse_all(todo, &TakeError::NotRunning(closed));
-            return Ok(Outcome::Committed);
+            // It may be started on another node: whoever asks next has it read again.
+            self.view = None;
+            self.gauge.not_running(known, closed);
+            return self.refuse(todo, TakeError::NotRunning(closed)).await;
         }
-        if self.window.available_in_front() == 0 && !todo.is_empty() && !self.claim().await? {
-            self.gauge.sold_out(known, now, view.ends_at);
-            refuse_all(todo, &TakeError::SoldOut);
+        // Whoever has no key came here because the hint was due to be looked at.
+        if todo.iter().all(|request| request.key.is_some())
+            && let Some(refusal) = self.gauge.refusal(now)
+        {
+            return self.refuse(todo, refusal).await;
+        }
+        if self.window.available_in_front() == 0 && !self.claim().await? {
+            self.gauge.sold_out(known, view.ends_at);
+            let outcome = self.refuse(todo, TakeError::SoldOut).await;
             self.announce_sold_out(&view).await;
-            return Ok(Outcome::Committed);
+            return outcome;
         }
         self.gauge.not_sold_out();
-        self.look_up_takers(todo).await?;
+        self.look_up_takers(todo, view.limit, doubts).await?;
         let Some(block) = self.window.front_block() else { return Ok(Outcome::Again) };
-        let most = if *collisions > COLLISIONS_BEFORE_SINGLE { 1 } else { MAX_BATCH };
+        let most = if doubts.collisions > COLLISIONS_BEFORE_SINGLE { 1 } else { MAX_BATCH };
         let id = self.store.ids().next()?;
-        let drafts = self.draft(todo, &view, now, most);
+        let mut limited = Vec::new();
+        let drafts = self.draft(todo, &mut limited, &view, now, most);
+        if let Some(limit) = view.limit
+            && !limited.is_empty()
+        {
+            self.refuse(&mut limited, TakeError::LimitReached(limit)).await.or_else(|fault| {
+                warn!(activity.id = %self.activity, error = %fault, "Repeats could not be told from others");
+                refuse_all(&mut limited, &TakeError::Unavailable);
+                Ok::<_, DbFault>(Outcome::Committed)
+            })?;
+        }
         if drafts.is_empty() {
             return Ok(Outcome::Again);
         }
         let takes = drafts.iter().map(|draft| draft.take.clone()).collect();
         let answers = drafts.iter().filter_map(Draft::kept_answer).collect();
         let batch = Batch { id, activity: self.activity, version: view.version, block, takes, answers, now };
-        let outcome = self.commit(batch, &drafts, collisions).await;
+        let outcome = self.commit(batch, &drafts, doubts).await;
         match outcome {
             Outcome::Committed => {
                 answer(drafts, block, &mut self.window);
@@ -242,16 +269,25 @@ impl Engine {
     async fn view(&mut self) -> Result<Option<ActivityView>, DbFault> {
         if self.view.is_none() {
             self.view = self.store.view(self.activity).await?;
-            if let Some(view) = self.view
-                && !self.loaded
-            {
-                self.loaded = true;
-                if view.untouched {
-                    self.takers.loaded();
+            if let Some(view) = self.view {
+                if self.limit != Some(view.limit) {
+                    // What other nodes granted under another limit may count now.
+                    self.takers = Takers::default();
+                    if view.untouched {
+                        self.takers.loaded();
+                    }
                 }
+                self.limit = Some(view.limit);
             }
         }
         Ok(self.view)
+    }
+
+    /// Refuses all of `todo`, except for repeats of requests that succeeded since they were looked up.
+    async fn refuse(&self, todo: &mut Vec<TakeRequest>, error: TakeError) -> Result<Outcome, DbFault> {
+        self.replay(todo).await?;
+        refuse_all(todo, &error);
+        Ok(Outcome::Committed)
     }
 
     /// Gives repeats the answer of their first request.
@@ -269,7 +305,6 @@ impl Engine {
         *todo = rest;
         for request in repeats {
             let Some((first, answer)) = request.key.and_then(|key| kept.get(&key.id)) else { continue };
-            metrics::counter!("tombola_takes_total", "outcome" => "replayed").increment(1);
             let same = request.key == Some(*first);
             request.answer(if same {
                 Ok(Answered::Replayed(answer.clone()))
@@ -317,11 +352,22 @@ impl Engine {
         }
     }
 
-    async fn look_up_takers(&mut self, todo: &[TakeRequest]) -> Result<(), DbFault> {
-        let unknown: HashSet<UserId> =
-            todo.iter().map(|request| request.user).filter(|user| !self.takers.knows(*user)).collect();
-        if !unknown.is_empty() {
-            let found = self.store.user_takes(self.activity, unknown.into_iter().collect()).await?;
+    /// Reads the takes of users that memory does not know, and once more those of users it would refuse: a take may
+    /// have been released on another node.
+    async fn look_up_takers(
+        &mut self,
+        todo: &[TakeRequest],
+        limit: Option<u32>,
+        doubts: &mut Doubts,
+    ) -> Result<(), DbFault> {
+        let doubtful = |user: &UserId| match self.takers.get(*user) {
+            None => true,
+            Some(takes) => takes.next(limit).is_none() && !doubts.read_again.contains(user),
+        };
+        let users: HashSet<UserId> = todo.iter().map(|request| request.user).filter(doubtful).collect();
+        if !users.is_empty() {
+            doubts.read_again.extend(&users);
+            let found = self.store.user_takes(self.activity, users.into_iter().collect()).await?;
             for (user, takes) in found {
                 self.takers.insert(user, takes);
             }
@@ -329,10 +375,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives tokens of the front block to as many requests as it has; leaves the others in `todo`.
+    /// Gives tokens of the front block to as many requests as it has; leaves the others in `todo`, but for those whose
+    /// users hold as many as they may.
     fn draft(
         &mut self,
         todo: &mut Vec<TakeRequest>,
+        limited: &mut Vec<TakeRequest>,
         view: &ActivityView,
         now: Timestamp,
         most: usize,
@@ -352,9 +400,15 @@ impl Engine {
             }
             let take_no = match self.takers.reserve(request.user, view.limit) {
                 Ok(number) => number,
+                // Undecided while another take of the same user is: that one may still fail.
+                Err(ReserveError::LimitReached)
+                    if drafts.iter().any(|draft| draft.request.user == request.user) =>
+                {
+                    rest.push(request);
+                    continue;
+                }
                 Err(ReserveError::LimitReached) => {
-                    metrics::counter!("tombola_takes_total", "outcome" => "take_limit_reached").increment(1);
-                    request.answer(Err(TakeError::LimitReached(view.limit.unwrap_or(0))));
+                    limited.push(request);
                     continue;
                 }
                 Err(ReserveError::UserUnknown) => {
@@ -387,7 +441,7 @@ impl Engine {
         drafts
     }
 
-    async fn commit(&mut self, batch: Batch, drafts: &[Draft], collisions: &mut u32) -> Outcome {
+    async fn commit(&mut self, batch: Batch, drafts: &[Draft], doubts: &mut Doubts) -> Outcome {
         let (id, block) = (batch.id, batch.block);
         metrics::histogram!("tombola_stock_batch_takes")
             .record(u32::try_from(drafts.len()).unwrap_or(u32::MAX));
@@ -407,7 +461,7 @@ impl Engine {
             CommitError::Db(fault) if fault.is_ambiguous() => {
                 metrics::counter!("tombola_stock_ambiguous_commits_total").increment(1);
                 warn!(activity.id = %self.activity, batch.id = %id, error = %fault, "Resolving a batch of unknown outcome");
-                let stands = self.resolve(id, block).await;
+                let stands = self.resolve(id, drafts, block).await;
                 info!(activity.id = %self.activity, batch.id = %id, stands, "Resolved a batch of unknown outcome");
                 if !stands {
                     self.put_back(drafts);
@@ -419,7 +473,7 @@ impl Engine {
             CommitError::Db(fault) if fault.is_duplicate() => {
                 metrics::counter!("tombola_stock_collisions_total").increment(1);
                 debug!(activity.id = %self.activity, error = %fault, "A batch collided: reading its users and tokens again");
-                *collisions += 1;
+                doubts.collisions += 1;
                 self.put_back(drafts);
                 for draft in drafts {
                     self.takers.forget(draft.take.user_id);
@@ -439,10 +493,11 @@ impl Engine {
     }
 
     /// Asks until the database tells whether the batch stands.
-    async fn resolve(&self, batch: BatchId, block: HeldBlock) -> bool {
+    async fn resolve(&self, batch: BatchId, drafts: &[Draft], block: HeldBlock) -> bool {
+        let Some(witness) = drafts.first().map(|draft| draft.take.id) else { return false };
         let mut pause = Duration::from_millis(20);
         loop {
-            match self.store.resolve(batch, block).await {
+            match self.store.resolve(witness, block).await {
                 Ok(stands) => return stands,
                 Err(fault) => debug!(batch.id = %batch, error = %fault, "The outcome is still unknown"),
             }
@@ -479,7 +534,6 @@ fn body_of(take: &Take) -> Option<String> {
 
 /// Remembers and answers what was committed.
 fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
-    metrics::counter!("tombola_takes_total", "outcome" => "taken").increment(drafts.len() as u64);
     let still_held = window.blocks().any(|held| held.id == block.id);
     for Draft { request, twins, take } in drafts {
         if still_held && let Err(error) = window.confirm(u32::try_from(take.token_no).unwrap_or(0)) {

@@ -15,13 +15,24 @@ use crate::ports::clock::{Timestamp, to_micros};
 /// How long a refusal is repeated from memory before one request may look again.
 const HINT_LIFE_US: i64 = 1_000_000;
 
+/// Why the activity takes no requests, for how long to say so, and from when on by the wall clock no more.
+#[derive(Debug, Clone, Copy)]
+struct ClosedHint {
+    closed: Closed,
+    until: i64,
+    opens_at: i64,
+}
+
 /// Queue, hints and load of one activity's actor. Shared by the actor and everyone who asks it.
 #[derive(Debug)]
 pub struct Gauge {
     pub(super) intake: Intake,
     origin: Instant,
+    /// In microseconds after `origin`; 0 while tokens are left as far as is known.
     sold_out_until: AtomicI64,
-    closed: RwLock<Option<(Closed, i64)>>,
+    /// When the activity ends and "sold out" is no longer the reason, by the wall clock.
+    ends_at: AtomicI64,
+    closed: RwLock<Option<ClosedHint>>,
     /// Counts the changes from outside: what was found out before the last one is no hint.
     changes: AtomicU64,
     waiting: AtomicUsize,
@@ -37,6 +48,7 @@ impl Default for Gauge {
             intake: Intake::default(),
             origin: Instant::now(),
             sold_out_until: AtomicI64::new(0),
+            ends_at: AtomicI64::new(i64::MAX),
             closed: RwLock::new(None),
             changes: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
@@ -49,26 +61,31 @@ impl Default for Gauge {
 impl Gauge {
     /// The refusal that needs no actor, if there is one.
     pub fn refusal(&self, now: Timestamp) -> Option<TakeError> {
-        let now = to_micros(now);
-        if let Some(closed) = self.closed(now) {
+        let (elapsed, now) = (self.elapsed_us(), to_micros(now));
+        if let Some(closed) = self.closed(elapsed, now) {
             return Some(TakeError::NotRunning(closed));
         }
         let until = self.sold_out_until.load(Ordering::Acquire);
-        if until == 0 {
+        if until == 0 || now >= self.ends_at.load(Ordering::Acquire) {
             return None;
         }
         // Whoever finds the hint expired and renews it goes through; the others are answered by the renewed hint.
-        let expired = now >= until
+        let expired = elapsed >= until
             && self
                 .sold_out_until
-                .compare_exchange(until, now + HINT_LIFE_US, Ordering::AcqRel, Ordering::Acquire)
+                .compare_exchange(until, elapsed + HINT_LIFE_US, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok();
         (!expired).then_some(TakeError::SoldOut)
     }
 
-    fn closed(&self, now: i64) -> Option<Closed> {
-        let closed = *self.closed.read().unwrap_or_else(PoisonError::into_inner);
-        closed.filter(|(_, until)| now < *until).map(|(closed, _)| closed)
+    fn closed(&self, elapsed: i64, now: i64) -> Option<Closed> {
+        let hint = (*self.closed.read().unwrap_or_else(PoisonError::into_inner))?;
+        (elapsed < hint.until && now < hint.opens_at).then_some(hint.closed)
+    }
+
+    /// Microseconds since this gauge was made: unlike the wall clock, never set back (R23).
+    fn elapsed_us(&self) -> i64 {
+        i64::try_from(self.origin.elapsed().as_micros()).unwrap_or(i64::MAX)
     }
 
     /// How many changes came from outside so far; to be asked before looking at the database.
@@ -76,10 +93,10 @@ impl Gauge {
         self.changes.load(Ordering::SeqCst)
     }
 
-    /// Every token was sold at `now`; the activity ends at `ends_at`, when this stops being the reason.
-    pub(super) fn sold_out(&self, known: u64, now: Timestamp, ends_at: Timestamp) {
-        let until = (to_micros(now) + HINT_LIFE_US).min(to_micros(ends_at));
-        self.sold_out_until.store(until, Ordering::SeqCst);
+    /// Every token is sold; the activity ends at `ends_at`, when this stops being the reason.
+    pub(super) fn sold_out(&self, known: u64, ends_at: Timestamp) {
+        self.ends_at.store(to_micros(ends_at), Ordering::SeqCst);
+        self.sold_out_until.store(self.elapsed_us() + HINT_LIFE_US, Ordering::SeqCst);
         self.unless_changed(known);
     }
 
@@ -90,11 +107,10 @@ impl Gauge {
         }
     }
 
-    /// The activity takes no requests at `now`; `until` at most, if a date decides.
-    pub(super) fn not_running(&self, known: u64, closed: Closed, now: Timestamp) {
-        let until = to_micros(now) + HINT_LIFE_US;
-        let until = if let Closed::TooEarly(at) = closed { until.min(to_micros(at)) } else { until };
-        self.set_closed(Some((closed, until)));
+    /// The activity takes no requests now.
+    pub(super) fn not_running(&self, known: u64, closed: Closed) {
+        let opens_at = if let Closed::TooEarly(at) = closed { to_micros(at) } else { i64::MAX };
+        self.set_closed(Some(ClosedHint { closed, until: self.elapsed_us() + HINT_LIFE_US, opens_at }));
         self.unless_changed(known);
     }
 
@@ -116,14 +132,13 @@ impl Gauge {
         self.set_closed(None);
     }
 
-    fn set_closed(&self, closed: Option<(Closed, i64)>) {
+    fn set_closed(&self, closed: Option<ClosedHint>) {
         *self.closed.write().unwrap_or_else(PoisonError::into_inner) = closed;
     }
 
     /// A batch begins.
     pub(super) fn begin_batch(&self) -> Instant {
-        let since = i64::try_from(self.origin.elapsed().as_micros()).unwrap_or(i64::MAX);
-        self.busy_since.store(since.max(1), Ordering::Release);
+        self.busy_since.store(self.elapsed_us().max(1), Ordering::Release);
         Instant::now()
     }
 
@@ -265,12 +280,12 @@ mod tests {
         let (gauge, now) = (Gauge::default(), Timestamp::UNIX_EPOCH);
         let end = now + TimeDelta::hours(1);
         let before = gauge.changes();
-        gauge.sold_out(before, now, end);
+        gauge.sold_out(before, end);
         assert_eq!(gauge.refusal(now), Some(TakeError::SoldOut));
         gauge.changed();
         assert_eq!(gauge.refusal(now), None);
-        gauge.sold_out(before, now, end);
-        gauge.not_running(before, Closed::NotStarted, now);
+        gauge.sold_out(before, end);
+        gauge.not_running(before, Closed::NotStarted);
         assert_eq!(gauge.refusal(now), None);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::Counter;
 use tracing::{info, warn};
 
 use super::actor::{Leave, StockActor, StockHandle, StockRegistry, Wake};
@@ -16,6 +17,9 @@ use crate::db::{Database, DbFault};
 use crate::idempotency::{Answered, RequestKey};
 use crate::ids::{ActivityId, TakeId, UserId};
 use crate::ports::clock::SharedClock;
+
+/// How often a request looks for the next actor when one ends under its hands.
+const ACTOR_CHANGES: u32 = 5;
 
 /// How the stock actors work.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +40,7 @@ pub struct StockService {
     registry: Arc<StockRegistry>,
     admission: Admission,
     settings: StockSettings,
+    outcomes: Outcomes,
 }
 
 impl StockService {
@@ -57,16 +62,21 @@ impl StockService {
             })
         });
         let admission = Admission::new(settings.admission, settings.max_batch);
-        Self { store, registry, admission, settings }
+        Self { store, registry, admission, settings, outcomes: Outcomes::default() }
     }
 
     /// Takes one token of `activity` for `user`; with a key, once.
     pub async fn take(&self, user: UserId, activity: ActivityId, key: Option<RequestKey>) -> Reply {
         let mut reply = self.ask(user, activity, key).await;
-        if reply == Err(TakeError::NotBegun) {
-            // The actor went to rest, or died, with the request unseen.
+        for _ in 0..ACTOR_CHANGES {
+            if reply != Err(TakeError::NotBegun) {
+                break;
+            }
+            // The actor went to rest, or died, with the request unseen; a moment later it is out of the registry.
+            tokio::time::sleep(Duration::from_millis(1)).await;
             reply = self.ask(user, activity, key).await;
         }
+        self.outcomes.count(&reply);
         reply
     }
 
@@ -148,7 +158,7 @@ impl StockService {
 
     /// Lets every actor finish what was accepted and hand its tokens back.
     pub async fn stop(&self) {
-        for actor in self.registry.all() {
+        let leaving = self.registry.all().into_iter().map(|actor| async move {
             match actor.addr.send(Leave).await {
                 Ok(left) => {
                     if tokio::time::timeout(self.settings.answer_deadline, left).await.is_err() {
@@ -157,7 +167,59 @@ impl StockService {
                 }
                 Err(error) => warn!(%error, "A stock actor was gone already"),
             }
-        }
+        });
+        futures_util::future::join_all(leaving).await;
         self.registry.stop();
+    }
+}
+
+/// Counts how requests end. The counters are looked up once: refusals from memory are too many to look them up each time.
+#[derive(Clone)]
+struct Outcomes {
+    taken: Counter,
+    replayed: Counter,
+    sold_out: Counter,
+    take_limit_reached: Counter,
+    activity_not_running: Counter,
+    overloaded: Counter,
+    refused: Counter,
+    unavailable: Counter,
+}
+
+impl Default for Outcomes {
+    fn default() -> Self {
+        let counter = |outcome: &'static str| metrics::counter!("tombola_takes_total", "outcome" => outcome);
+        Self {
+            taken: counter("taken"),
+            replayed: counter("replayed"),
+            sold_out: counter("sold_out"),
+            take_limit_reached: counter("take_limit_reached"),
+            activity_not_running: counter("activity_not_running"),
+            overloaded: counter("overloaded"),
+            refused: counter("refused"),
+            unavailable: counter("unavailable"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Outcomes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Outcomes")
+    }
+}
+
+impl Outcomes {
+    fn count(&self, reply: &Reply) {
+        let counter = match reply {
+            Ok(Answered::Fresh(_)) => &self.taken,
+            Ok(Answered::Replayed(_)) => &self.replayed,
+            Err(TakeError::SoldOut) => &self.sold_out,
+            Err(TakeError::LimitReached(_)) => &self.take_limit_reached,
+            Err(TakeError::NotRunning(_)) => &self.activity_not_running,
+            Err(TakeError::Overloaded { .. }) => &self.overloaded,
+            Err(TakeError::NotFound | TakeError::Key(_)) => &self.refused,
+            Err(TakeError::Unavailable | TakeError::Unanswered | TakeError::NotBegun) => &self.unavailable,
+        };
+        counter.increment(1);
     }
 }

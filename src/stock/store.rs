@@ -21,7 +21,7 @@ use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{Database, DbFault, Tx};
 use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
-use crate::ids::{ActivityId, BatchId, Ids, NodeNumberLost, TakeId, UserId};
+use crate::ids::{ActivityId, BatchId, Ids, TakeId, UserId};
 use crate::messaging::event::EventType;
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
@@ -85,12 +85,6 @@ pub enum CommitError {
     Stale,
     #[error(transparent)]
     Db(#[from] DbFault),
-}
-
-impl From<NodeNumberLost> for DbFault {
-    fn from(_: NodeNumberLost) -> Self {
-        Self::Missing("this node's number")
-    }
 }
 
 #[derive(Serialize)]
@@ -208,13 +202,13 @@ impl StockStore {
         self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await
     }
 
-    /// Whether a batch of unknown outcome stands. The answer is final: its block is fenced off first, which waits for
+    /// Whether the batch of unknown outcome that wrote the take `witness` stands. The answer is final: its block is fenced off first, which waits for
     /// the old transaction to end (R5).
-    pub async fn resolve(&self, batch: BatchId, block: HeldBlock) -> Result<bool, DbFault> {
+    pub async fn resolve(&self, witness: TakeId, block: HeldBlock) -> Result<bool, DbFault> {
         self.db.transaction(move |tx| async move { blocks::fence_off(&tx, block.id).await }).await?;
         self.db
             .read(move |connection| async move {
-                Ok(entities::outbox::Entity::find_by_id(batch.0).one(&connection).await?.is_some())
+                Ok(take::Entity::find_by_id(witness.0).one(&connection).await?.is_some())
             })
             .await
     }
@@ -314,7 +308,9 @@ async fn fence(tx: &Tx, batch: &Batch, script: &mut Script) -> Result<(), Commit
 }
 
 fn insert_takes(batch: &Batch, script: &mut Script) {
-    let takes = &batch.takes;
+    // In one order on every node, so that two batches of the same users wait for each other and do not deadlock (R9).
+    let mut takes: Vec<&Take> = batch.takes.iter().collect();
+    takes.sort_unstable_by_key(|take| take.user_id);
     let rows = Rows::new()
         .column("id", Column::Big(takes.iter().map(|take| take.id.0).collect()))
         .column("user_id", Column::Big(takes.iter().map(|take| take.user_id.0).collect()))

@@ -28,6 +28,8 @@ WARM_UP_SECONDS = 2
 LARGE_STOCK = 100_000_000
 SMALL_STOCK = 10_000
 HOT_ROW_CLIENTS = 64
+LARGE_TAKES = 5_000_000
+LARGE_CUSTOMERS = 1_000_000
 
 
 def main():
@@ -35,6 +37,10 @@ def main():
     options.directory.mkdir(parents=True)
     introduction = describe_machine()
     rows, notes = [], []
+    if options.large:
+        measure_large(Sqlite(options.directory), options, notes)
+        print_report(introduction, rows, notes)
+        return
     for database in (Sqlite(options.directory), Postgres(), MariaDb()):
         if options.only in (None, database.name):
             measure_server(database, options, rows, notes)
@@ -53,6 +59,8 @@ def parse_arguments():
     parser.add_argument("--connections", type=lambda text: [int(n) for n in text.split(",")], default=[64, 256],
                         help="connections of the load generator, separated by commas (64,256)")
     parser.add_argument("--customers", type=int, default=100_000, help="customers who take turns (100000)")
+    parser.add_argument("--large", action="store_true",
+                        help="only memory and restart: 5 million takes by 1 million customers on SQLite")
     parser.add_argument("--only", choices=["sqlite", "postgres", "mariadb"], help="only one database")
     parser.add_argument("--directory", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -102,6 +110,32 @@ def measure_server(database, options, rows, notes):
                      f"{server.memory('VmRSS')} MiB resident at the end, {server.memory('VmHWM')} MiB at most")
     for row, check in checks:
         row.verdict = check.verdict(database, row.verdict)
+
+
+def measure_large(database, options, notes):
+    """Memory after many takes, and the start of a server that finds a running activity with as many."""
+    database.create()
+    directory = options.directory / database.name
+    directory.mkdir(exist_ok=True)
+    tokens = directory / "tokens"
+    with Server(database.url, directory) as server:
+        server.run("token", "--count", str(LARGE_CUSTOMERS), "--out", str(tokens))
+        activity = server.start_activity("large", LARGE_STOCK)
+        while LARGE_STOCK - server.remaining(activity) < LARGE_TAKES:
+            progress(f"large: {LARGE_STOCK - server.remaining(activity):,} takes")
+            load(server, "POST", f"/api/v1/activities/{activity}/takes", tokens, 256, 20)
+        taken = LARGE_STOCK - server.remaining(activity)
+        notes.append(f"{taken:,} takes by {LARGE_CUSTOMERS:,} customers: {server.memory('VmRSS')} MiB resident, "
+                     f"{server.memory('VmHWM')} MiB at most")
+    with Server(database.url, directory) as server:
+        asked = time.monotonic()
+        server.call("POST", f"/api/v1/activities/{activity}/takes")
+        notes.append(f"started on these takes: ready after {server.seconds_to_ready:.2f} s, "
+                     f"first take {time.monotonic() - asked:.2f} s after it was asked")
+    [takes, different] = database.query(
+        f"SELECT count(*), count(DISTINCT live_token) FROM take WHERE activity_id = {activity}")
+    [sold] = database.query(f"SELECT sum(sold) FROM token_block WHERE activity_id = {activity}")
+    notes.append(f"checker: {takes:,} takes, {different:,} tokens, {sold:,} sold by the blocks")
 
 
 def measure_takes(server, database, what, keys, tokens, connections, seconds):

@@ -160,6 +160,11 @@ impl DatabaseSettings {
             ("lock_timeout", self.lock_timeout.as_millis().to_string()),
             // Whoever stalls inside a transaction loses it, and its locks (R2).
             ("idle_in_transaction_session_timeout", self.statement_timeout.as_millis().to_string()),
+            // A sale fills an empty table faster than statistics are gathered, and a plan made for the empty table stays:
+            // without this, repeats were looked up by reading every kept answer.
+            ("enable_seqscan", "off".to_owned()),
+            ("enable_hashjoin", "off".to_owned()),
+            ("enable_mergejoin", "off".to_owned()),
             ("default_transaction_isolation", "read committed".to_owned()),
             // A ROLLBACK without a transaction, as below, is worth a warning to PostgreSQL, each time.
             ("client_min_messages", "error".to_owned()),

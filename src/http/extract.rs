@@ -6,6 +6,7 @@
 
 use std::future::{Ready, ready};
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
@@ -13,7 +14,7 @@ use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, He
 use actix_web::web::{Bytes, BytesMut, Data};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{Either, LocalBoxFuture};
 use serde::de::DeserializeOwned;
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
@@ -76,12 +77,15 @@ where
     T: DeserializeOwned + Default + Validate + 'static,
 {
     type Error = ApiError;
-    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+    type Future = Either<Ready<Result<Self, ApiError>>, LocalBoxFuture<'static, Result<Self, ApiError>>>;
 
     fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        if !has_body(req.headers()) {
+            return Either::Left(ready(Ok(Self { value: T::default(), fingerprint: *OF_NOTHING })));
+        }
         let (req, payload) = (req.clone(), payload.take());
-        Box::pin(async move {
-            let body = if has_body(req.headers()) { read(&req, payload, LIMIT).await? } else { Bytes::new() };
+        Either::Right(Box::pin(async move {
+            let body = read(&req, payload, LIMIT).await?;
             let value = if body.is_empty() {
                 T::default()
             } else {
@@ -89,9 +93,12 @@ where
                 parse(&body)?
             };
             Ok(Self { value, fingerprint: sha256(&body) })
-        })
+        }))
     }
 }
+
+/// The fingerprint of an empty body.
+static OF_NOTHING: LazyLock<[u8; 32]> = LazyLock::new(|| sha256(&[]));
 
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::Counter;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::actor::{Leave, StockActor, StockHandle, StockRegistry, Wake};
@@ -67,20 +68,22 @@ impl StockService {
 
     /// Takes one token of `activity` for `user`; with a key, once.
     pub async fn take(&self, user: UserId, activity: ActivityId, key: Option<RequestKey>) -> Reply {
-        let mut reply = self.ask(user, activity, key).await;
-        for _ in 0..ACTOR_CHANGES {
-            if reply != Err(TakeError::NotBegun) {
-                break;
-            }
-            // The actor went to rest, or died, with the request unseen; a moment later it is out of the registry.
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            reply = self.ask(user, activity, key).await;
-        }
+        let reply = match self.ask(user, activity, key) {
+            Ok(answer) => Box::pin(self.wait(answer, user, activity, key)).await,
+            // After the sell-out nearly every request ends here: without a future of its own to be moved around.
+            Err(refusal) => Err(refusal),
+        };
         self.outcomes.count(&reply);
         reply
     }
 
-    async fn ask(&self, user: UserId, activity: ActivityId, key: Option<RequestKey>) -> Reply {
+    /// Queues a request, unless it is refused from memory.
+    fn ask(
+        &self,
+        user: UserId,
+        activity: ActivityId,
+        key: Option<RequestKey>,
+    ) -> Result<oneshot::Receiver<Reply>, TakeError> {
         let actor = self.actor(activity)?;
         // A repeat must be told what its first request was told, so it is never answered from memory.
         if key.is_none()
@@ -93,10 +96,27 @@ impl StockService {
         if actor.shared.intake.push(request) {
             actor.addr.do_send(Wake);
         }
-        match tokio::time::timeout(self.settings.answer_deadline, answer).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(_)) | Err(_) => Err(TakeError::Unanswered),
+        Ok(answer)
+    }
+
+    async fn wait(
+        &self,
+        mut answer: oneshot::Receiver<Reply>,
+        user: UserId,
+        activity: ActivityId,
+        key: Option<RequestKey>,
+    ) -> Reply {
+        for _ in 0..ACTOR_CHANGES {
+            match tokio::time::timeout(self.settings.answer_deadline, answer).await {
+                Ok(Ok(Err(TakeError::NotBegun))) => {}
+                Ok(Ok(reply)) => return reply,
+                Ok(Err(_)) | Err(_) => return Err(TakeError::Unanswered),
+            }
+            // The actor went to rest, or died, with the request unseen; a moment later it is out of the registry.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            answer = self.ask(user, activity, key)?;
         }
+        Err(TakeError::NotBegun)
     }
 
     fn actor(&self, activity: ActivityId) -> Result<StockHandle, TakeError> {

@@ -2,7 +2,7 @@
 //!
 //! A module's `api.rs` writes handlers and mounts them in [`routes`], the one page with every route:
 //!
-//! ```ignore
+//! ```text
 //! refusals!(TakeRefusals: SoldOut, TakeLimitReached, ActivityNotRunning, Overloaded);
 //!
 //! /// Takes one token from the activity's drum.

@@ -10,7 +10,6 @@ mod connect;
 mod fault;
 mod tx;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -210,11 +209,6 @@ impl Database {
         let pools = self.pools();
         let closing = self.0.runtime.spawn(async move { pools.close().await });
         let _ = tokio::time::timeout(Duration::from_secs(5), closing).await;
-    }
-
-    /// The file of a SQLite database.
-    pub fn sqlite_file(&self) -> Option<&Path> {
-        self.0.settings.sqlite_file()
     }
 
     fn pools(&self) -> Arc<Pools> {

@@ -3,11 +3,11 @@
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpRequest, HttpResponse, get, post};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::changes::{Adjusted, Adjustment};
-use super::model::Take;
+use super::model::{Take, TakeAnswer};
 use super::service::StockService;
 use crate::error::FieldError;
 use crate::http::{
@@ -30,12 +30,6 @@ pub(crate) struct NoMembers {}
 
 impl Validate for NoMembers {
     fn validate(&self, _: &mut Vec<FieldError>) {}
-}
-
-/// What a take brings.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct TakeAnswer {
-    pub take: Take,
 }
 
 /// Takes one token of the activity.

@@ -8,16 +8,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
 use super::gauge::{Gauge, Waiting};
-use super::model::{Take, TakeError, TakeState};
+use super::model::{Take, TakeAnswer, TakeError, TakeState};
 use super::store::{ActivityView, Batch, CommitError, StockStore};
 use super::user_takes::{ReserveError, Takers};
 use super::window::{HeldBlock, TokenWindow};
-use crate::db::{AsDbFault, DbFault};
+use crate::db::DbFault;
 use crate::faults;
 use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
@@ -126,12 +125,6 @@ enum Outcome {
     Again,
     /// The database cannot be used now.
     Unavailable,
-}
-
-/// The body of the answer to a take.
-#[derive(Debug, Serialize)]
-pub struct TakeBody<'a> {
-    pub take: &'a Take,
 }
 
 impl Engine {
@@ -529,7 +522,7 @@ impl Engine {
 
 /// The answer's JSON. `None` cannot happen: every field serializes.
 fn body_of(take: &Take) -> Option<String> {
-    serde_json::to_string(&TakeBody { take }).ok()
+    serde_json::to_string(&TakeAnswer { take: take.clone() }).ok()
 }
 
 /// Remembers and answers what was committed.
@@ -555,14 +548,5 @@ fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
 fn refuse_all(todo: &mut Vec<TakeRequest>, error: &TakeError) {
     for request in todo.drain(..) {
         request.answer(Err(error.clone()));
-    }
-}
-
-impl AsDbFault for CommitError {
-    fn db_fault(&self) -> Option<&DbFault> {
-        match self {
-            Self::Db(fault) => Some(fault),
-            Self::Stale => None,
-        }
     }
 }

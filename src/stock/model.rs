@@ -51,6 +51,12 @@ pub struct Take {
     pub taken_at: Timestamp,
 }
 
+/// What a take brings: the answer's body, now and to every repeat.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TakeAnswer {
+    pub take: Take,
+}
+
 fn rfc3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&crate::messaging::outbox::rfc3339(*at))
 }

@@ -25,8 +25,8 @@ async fn f05_commit_obeyed_and_its_answer_lost(engine: Engine) {
     let instance = Instance::start(engine).await;
     let launch = Launch::on(&instance.url());
     let server = launch.start().await;
-    let sale = Sale::open(&launch, 1500, None).await.without_keys();
-    let crowd = Crowd::rush(&sale, &[server.address], 24, 1600);
+    let sale = Sale::open(&launch, 6000, None).await.without_keys();
+    let crowd = Crowd::rush(&sale, &[server.address], 24, 6100);
     let administrator = session(&instance.administrator_url()).await;
     administrator.execute_unprepared("SET synchronous_commit = local").await.unwrap();
     for round in 1..=3 {

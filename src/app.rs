@@ -28,6 +28,7 @@ use crate::identity::{
 };
 use crate::ids::EventId;
 use crate::jobs::{self, Runner};
+use crate::lease;
 use crate::ports::clock::SharedClock;
 use crate::stock::gauge::AdmissionLimits;
 use crate::stock::{StockService, StockSettings};
@@ -178,6 +179,7 @@ impl App {
         let ground = Ground::for_server(&config, &clock).await?;
         let Ground { db, cluster, .. } = &ground;
         let runtime = ground.runtime.handle();
+        lease::forget_the_dead(db).await.map_err(|fault| unusable(&config, fault))?;
 
         let (tokens, identity) = ground.identity(&config, &clock).await?;
         let first_operator = match config.is_embedded() {

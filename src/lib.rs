@@ -18,6 +18,7 @@ pub mod idempotency; // answers kept for repeats of a request
 pub mod identity; // users, sessions, roles
 pub mod ids; // typed ids over snowflakes, strings in JSON
 pub mod jobs; // periodic work that one node does for all
+pub mod lease; // which node does a piece of work, until when
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
 pub mod stock; // who gets which unit, exactly

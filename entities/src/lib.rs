@@ -1,10 +1,15 @@
 //! Tombola's tables as sea-orm entities: one file per table, no behaviour.
 
 pub mod activity;
+pub mod consumer_log;
+pub mod consumer_position;
+pub mod dead_letter;
 pub mod idempotency;
 pub mod job_lease;
 pub mod node;
 pub mod outbox;
+pub mod parked_event;
+pub mod queued_events;
 pub mod revoked_token;
 pub mod signing_key;
 pub mod stock_adjustment;

@@ -15,6 +15,9 @@ pub struct Model {
     pub attempts: i32,
     pub retry_at: Option<i64>,
     pub last_error: Option<String>,
+    pub event_count: i32,
+    /// The types of its events, each once, with spaces between.
+    pub types: String,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -12,6 +12,7 @@ mod m20261121_000001_identity;
 mod m20261121_000002_cluster;
 mod m20261121_000003_activity_and_stock;
 mod m20261121_000004_messaging;
+mod m20261121_000005_consumers;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000002_cluster::Migration),
             Box::new(m20261121_000003_activity_and_stock::Migration),
             Box::new(m20261121_000004_messaging::Migration),
+            Box::new(m20261121_000005_consumers::Migration),
         ]
     }
 }

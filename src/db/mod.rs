@@ -18,6 +18,7 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement, TransactionOptions,
 };
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 pub use connect::{DatabaseSettings, InvalidDatabaseUrl};
@@ -39,6 +40,7 @@ struct Inner {
     backend: DbBackend,
     runtime: Handle,
     pools: RwLock<Arc<Pools>>,
+    announced: Notify,
 }
 
 /// Connections to read with and connections to write with; on SQLite one writer (R19), elsewhere the same pool.
@@ -57,7 +59,13 @@ impl Database {
         let opening = settings.clone();
         let pools = runtime.spawn(async move { opening.open().await });
         let pools = pools.await.map_err(|panic| DbFault::panicked(&panic))??;
-        let db = Self(Arc::new(Inner { settings, backend, runtime, pools: RwLock::new(Arc::new(pools)) }));
+        let db = Self(Arc::new(Inner {
+            settings,
+            backend,
+            runtime,
+            pools: RwLock::new(Arc::new(pools)),
+            announced: Notify::new(),
+        }));
         db.check_version().await?;
         Ok(db)
     }
@@ -157,7 +165,15 @@ impl Database {
     {
         let tx = self.begin().await?;
         match work(tx.clone()).await {
-            Ok(done) => tx.commit().await.map(|()| done).map_err(E::from),
+            Ok(done) => {
+                let announces = tx.announces();
+                let committed = tx.commit().await;
+                // Of unknown outcome: looking is free.
+                if announces {
+                    self.0.announced.notify_one();
+                }
+                committed.map(|()| done).map_err(E::from)
+            }
             Err(error) => {
                 tx.rollback().await;
                 Err(error)
@@ -176,6 +192,11 @@ impl Database {
         };
         let write = self.pools().write.clone();
         Ok(Tx::new(write.begin_with_options(options).await?))
+    }
+
+    /// Waits until a transaction of this process has written events; one that did so since the last wait counts.
+    pub async fn announced(&self) {
+        self.0.announced.notified().await;
     }
 
     /// Brings the schema up to date.

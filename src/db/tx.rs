@@ -21,11 +21,26 @@ pub struct Tx(Arc<Inner>);
 struct Inner {
     transaction: DatabaseTransaction,
     failed: AtomicBool,
+    announces: AtomicBool,
 }
 
 impl Tx {
     pub(super) fn new(transaction: DatabaseTransaction) -> Self {
-        Self(Arc::new(Inner { transaction, failed: AtomicBool::new(false) }))
+        Self(Arc::new(Inner {
+            transaction,
+            failed: AtomicBool::new(false),
+            announces: AtomicBool::new(false),
+        }))
+    }
+
+    /// Says that the transaction writes events: whoever waits at
+    /// [`Database::announced`](super::Database::announced) is woken when it has committed.
+    pub fn announce(&self) {
+        self.0.announces.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn announces(&self) -> bool {
+        self.0.announces.load(Ordering::Relaxed)
     }
 
     /// Commits. An error from here on leaves the outcome open.

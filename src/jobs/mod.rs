@@ -7,7 +7,6 @@
 
 mod activity_states;
 mod kept_answers;
-mod lease;
 mod runner;
 #[cfg(test)]
 mod tests;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::lease::Lease;
 use crate::db::Database;
+use crate::lease::Lease;
 
 /// How much longer than a job's period its lease lasts: within this time another node takes over from a dead one.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
@@ -74,12 +74,8 @@ impl Runner {
     /// Runs the jobs until `stop`, then gives their leases back.
     pub async fn run(self, stop: CancellationToken) {
         let runs = self.jobs.iter().map(|job| {
-            let lease = Lease {
-                db: self.db.clone(),
-                job: job.name,
-                holder: self.holder,
-                time: job.period + self.lease_margin,
-            };
+            let time = job.period + self.lease_margin;
+            let lease = Lease::new(self.db.clone(), job.name, self.holder, time);
             repeat(job, lease, &stop)
         });
         join_all(runs).await;
@@ -128,7 +124,7 @@ async fn run(job: &Job, lease: &Lease) -> bool {
                 "panicked"
             }
         },
-        () = lost(lease) => {
+        () = lease.lost() => {
             warn!(job = job.name, "Job {} was cut short: its lease is lost", job.name);
             "lost"
         }
@@ -137,21 +133,4 @@ async fn run(job: &Job, lease: &Lease) -> bool {
     metrics::counter!("tombola_job_runs_total", "job" => job.name, "outcome" => outcome).increment(1);
     metrics::histogram!("tombola_job_duration_seconds", "job" => job.name).record(started.elapsed());
     outcome != "lost"
-}
-
-/// Keeps `lease` and returns when that fails.
-async fn lost(lease: &Lease) {
-    let mut held = Instant::now();
-    loop {
-        sleep(lease.time / 8).await;
-        match lease.hold().await {
-            Ok(true) => held = Instant::now(),
-            Ok(false) => return,
-            // Half of its time is what a lease has left when it was held last.
-            Err(_) if held.elapsed() >= lease.time / 2 => return,
-            Err(fault) => {
-                warn!(job = lease.job, error = %fault, "Cannot renew the lease of job {}", lease.job);
-            }
-        }
-    }
 }

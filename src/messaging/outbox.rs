@@ -3,12 +3,11 @@
 //! A row per event would cost a tenth of the takes; one row per batch leaves the relay one row to mark, and each event
 //! still has its own id.
 
-use sea_orm::ConnectionTrait;
 use serde::Serialize;
 
 use super::event::EventType;
-use crate::db::DbFault;
 use crate::db::bulk::Script;
+use crate::db::{DbFault, Tx};
 use crate::ids::{BatchId, EventId};
 use crate::ports::clock::{Timestamp, to_micros};
 
@@ -17,6 +16,8 @@ use crate::ports::clock::{Timestamp, to_micros};
 pub struct Events {
     json: Vec<u8>,
     time: String,
+    count: i32,
+    types: Vec<EventType>,
 }
 
 #[derive(Serialize)]
@@ -33,7 +34,7 @@ struct Stored<'a, T> {
 impl Events {
     /// No events yet; all that are added happened at `now`.
     pub fn at(now: Timestamp) -> Self {
-        Self { json: vec![b'['], time: rfc3339(now) }
+        Self { json: vec![b'['], time: rfc3339(now), count: 0, types: Vec::new() }
     }
 
     /// Adds an event about the aggregate `subject`; `sequence` is the aggregate's version where it has one.
@@ -48,6 +49,10 @@ impl Events {
         if self.json.len() > 1 {
             self.json.push(b',');
         }
+        self.count += 1;
+        if !self.types.contains(&event_type) {
+            self.types.push(event_type);
+        }
         let stored = Stored { id, r#type: event_type.word(), subject, sequence, time: &self.time, data };
         serde_json::to_writer(&mut self.json, &stored)
     }
@@ -61,6 +66,11 @@ impl Events {
         self.json.len() == 1
     }
 
+    /// The types that occur, each once, with spaces between: what the outbox keeps beside the events.
+    fn types(&self) -> String {
+        self.types.iter().map(|event_type| event_type.word()).collect::<Vec<_>>().join(" ")
+    }
+
     /// The JSON array.
     pub fn into_json(mut self) -> String {
         self.json.push(b']');
@@ -70,7 +80,7 @@ impl Events {
 
 /// Writes `events` into the open transaction as the outbox row `id`; no events, no row.
 pub async fn append(
-    tx: &impl ConnectionTrait,
+    tx: &Tx,
     id: BatchId,
     events: Events,
     now: Timestamp,
@@ -78,17 +88,34 @@ pub async fn append(
 ) -> Result<(), DbFault> {
     if !events.is_empty() {
         let mut script = Script::new();
-        add(id, events, now, traceparent, &mut script);
+        add(tx, id, events, now, traceparent, &mut script);
         script.execute(tx).await?;
     }
     Ok(())
 }
 
-/// Adds the outbox row `id` to `script`.
-pub fn add(id: BatchId, events: Events, now: Timestamp, traceparent: Option<String>, script: &mut Script) {
+/// Adds the outbox row `id` to `script`, which runs in `tx`; its commit wakes the relay.
+pub fn add(
+    tx: &Tx,
+    id: BatchId,
+    events: Events,
+    now: Timestamp,
+    traceparent: Option<String>,
+    script: &mut Script,
+) {
+    tx.announce();
+    let (count, types) = (events.count, events.types());
     script.push(
-        "INSERT INTO outbox (id, events, traceparent, created_at, attempts) VALUES (?, ?, ?, ?, 0)",
-        [id.0.into(), events.into_json().into(), traceparent.into(), to_micros(now).into()],
+        "INSERT INTO outbox (id, events, event_count, types, traceparent, created_at, attempts) \
+         VALUES (?, ?, ?, ?, ?, ?, 0)",
+        [
+            id.0.into(),
+            events.into_json().into(),
+            count.into(),
+            types.into(),
+            traceparent.into(),
+            to_micros(now).into(),
+        ],
     );
 }
 

@@ -269,7 +269,7 @@ pub(super) async fn commit(tx: &Tx, ids: &Ids, batch: Batch) -> Result<(), Commi
     fence(tx, &batch, &mut script).await?;
     insert_takes(&batch, &mut script);
     idempotency::keep_all(&batch.answers, batch.now, &mut script);
-    outbox::add(batch.id, events, batch.now, None, &mut script);
+    outbox::add(tx, batch.id, events, batch.now, None, &mut script);
     let rows = 1 + batch.takes.len() + batch.answers.len() + 1;
     let touched = script.execute(tx).await.map_err(DbFault::from)?;
     faults::point("after_insert").await.map_err(DbFault::from)?;

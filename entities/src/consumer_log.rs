@@ -1,0 +1,21 @@
+//! Which event was applied by which consumer group: written in the transaction of the effect.
+
+use sea_orm::entity::prelude::*;
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "consumer_log")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub group_name: String,
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub event_id: String,
+    pub event_type: String,
+    pub applied_at: i64,
+    /// How many tries it took.
+    pub attempts: i32,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -20,6 +20,6 @@ run *arguments:
 bench *arguments:
     tests/load/bench {{ arguments }}
 
-# A shell with private databases; TOMBOLA_TEST_* say where they are, leaving the shell stops them.
+# A shell with private databases and a RabbitMQ; TOMBOLA_TEST_* say where they are, leaving the shell stops them.
 up:
     tests/run --services "$SHELL"

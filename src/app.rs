@@ -22,6 +22,7 @@ use crate::cluster::{Cluster, ClusterError, Membership};
 use crate::config::Config;
 use crate::db::{Database, DbFault, InvalidDatabaseUrl};
 use crate::http::{self, Check, HttpSettings, RateLimitSettings, Readiness};
+use crate::idempotency;
 use crate::identity::{
     IdentityError, IdentityService, NewPassword, Role, Roles, SecretTooShort, TokenStore, TokenStoreError,
     UserName,
@@ -197,11 +198,17 @@ impl App {
         upkeep.spawn_on(async move { fresh.keep_fresh().await }, runtime);
 
         let periodic = vec![
-            jobs::activity_states(activities.clone(), config.jobs.activity_states_every),
-            jobs::kept_answers(db.clone(), clock.clone()),
+            jobs::activity_states(activities.clone(), config.jobs.schedules.activity_states.clone()),
+            jobs::log_trimming(
+                db.clone(),
+                clock.clone(),
+                config.jobs.schedules.log_trimming.clone(),
+                vec![idempotency::LOG],
+            ),
         ];
         let stop_jobs = CancellationToken::new();
-        let runner = Runner::new(db.clone(), cluster.incarnation(), periodic);
+        let runner =
+            Runner::new(db.clone(), clock.clone(), cluster.ids().clone(), cluster.incarnation(), periodic);
         let jobs = runtime.spawn(runner.run(stop_jobs.clone()));
 
         let readiness = Readiness::new(checks(db, cluster));

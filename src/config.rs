@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use config::{Map, Source, Value, ValueKind};
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
@@ -18,6 +19,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
+use crate::jobs::Schedule;
 use crate::stock::engine::MAX_BATCH;
 
 /// The embedded defaults, which explain every key.
@@ -131,8 +133,17 @@ pub struct StockConfig {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobsConfig {
-    #[serde(rename = "activity_states_every_ms", with = "millis")]
-    pub activity_states_every: Duration,
+    pub schedules: JobSchedules,
+    #[serde(rename = "keep_runs_days", with = "days")]
+    pub keep_runs: TimeDelta,
+}
+
+/// When each job runs, by its name.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSchedules {
+    pub activity_states: Schedule,
+    pub log_trimming: Schedule,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -235,7 +246,7 @@ impl Config {
 
     /// The first setting that cannot be used: its key and what is wrong.
     fn problem(&self) -> Option<(&'static str, String)> {
-        let Self { http, database, auth, stock, jobs, shop, log, .. } = self;
+        let Self { http, database, auth, stock, shop, log, .. } = self;
         let url = self.database_settings().err();
         let unfit = |secret: &SecretString| SigningSecret::new(secret.clone()).err();
         let orphans = auth.secret.is_none() && !auth.previous_secrets.is_empty();
@@ -276,7 +287,6 @@ impl Config {
             ("stock.max_waiting", at_least_one(stock.max_waiting)),
             ("stock.max_wait_ms", positive(stock.max_wait)),
             ("stock.passivate_after_s", positive(stock.passivate_after)),
-            ("jobs.activity_states_every_ms", positive(jobs.activity_states_every)),
             (
                 "shop.currency",
                 (shop.currency.len() != 3 || !shop.currency.bytes().all(|byte| byte.is_ascii_uppercase()))
@@ -665,6 +675,20 @@ mod seconds {
     }
 }
 
+/// A duration as a whole number of days.
+mod days {
+    use chrono::TimeDelta;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &TimeDelta, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(time.num_days())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TimeDelta, D::Error> {
+        u16::deserialize(deserializer).map(|days| TimeDelta::days(days.into()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -796,6 +820,18 @@ mod tests {
     )]
     #[case::level("TOMBOLA__LOG__LEVEL", "a=b=c", "`log.level`", "error parsing level")]
     #[case::format("TOMBOLA__LOG__FORMAT", "xml", "`log.format`", "neither")]
+    #[case::schedule(
+        "TOMBOLA__JOBS__SCHEDULES__LOG_TRIMMING",
+        "61 * * * *",
+        "`jobs.schedules.log_trimming`",
+        "nor a cron schedule"
+    )]
+    #[case::no_job(
+        "TOMBOLA__JOBS__SCHEDULES__LUNCH",
+        "@daily",
+        "no setting",
+        "[jobs.schedules] has activity_states"
+    )]
     #[case::batch("TOMBOLA__STOCK__MAX_BATCH", "0", "`stock.max_batch`", "at least 1")]
     fn what_is_wrong_is_named_with_its_place(
         #[case] variable: &str,

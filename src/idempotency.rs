@@ -12,6 +12,7 @@ use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::error::{ApiError, Code};
 use crate::ids::UserId;
+use crate::jobs::Log;
 use crate::ports::clock::{SharedClock, Timestamp, to_micros};
 
 /// What a repeat is recognised by, and what it must have in common with the first request.
@@ -201,39 +202,9 @@ pub async fn kept_answers(
         .collect()
 }
 
-/// How long an answer is kept.
-pub const KEPT_FOR: chrono::TimeDelta = chrono::TimeDelta::hours(24);
-
-/// Forgets the answers kept before `before`, a thousand in each transaction so that nobody waits long for a lock.
-pub async fn forget(db: &Database, before: Timestamp) -> Result<u64, DbFault> {
-    const CHUNK: u64 = 1000;
-    let mut forgotten = 0;
-    loop {
-        let deleted = db
-            .transaction::<u64, DbFault, _, _>(move |tx| async move {
-                let backend = tx.get_database_backend();
-                let sql = match backend {
-                    DbBackend::MySql => "DELETE FROM idempotency WHERE created_at < ? LIMIT ?",
-                    DbBackend::Postgres => {
-                        "DELETE FROM idempotency WHERE id IN \
-                         (SELECT id FROM idempotency WHERE created_at < $1 LIMIT $2)"
-                    }
-                    _ => {
-                        "DELETE FROM idempotency WHERE id IN \
-                         (SELECT id FROM idempotency WHERE created_at < ? LIMIT ?)"
-                    }
-                };
-                let values = [to_micros(before).into(), i64::try_from(CHUNK).unwrap_or(i64::MAX).into()];
-                let deleted = tx.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
-                Ok(deleted.rows_affected())
-            })
-            .await?;
-        forgotten += deleted;
-        if deleted < CHUNK {
-            return Ok(forgotten);
-        }
-    }
-}
+/// Answers are kept for a day.
+pub const LOG: Log =
+    Log { table: "idempotency", aged_by: "created_at", kept_for: chrono::TimeDelta::hours(24) };
 
 #[cfg(test)]
 mod tests {
@@ -243,25 +214,18 @@ mod tests {
     use crate::ports::clock::ManualClock;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_answer_is_kept_for_a_day() {
+    async fn an_answer_is_given_again() {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/t.db", directory.path().display()).into();
         let settings = DatabaseSettings::new(&url).unwrap();
         let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
         db.migrate().await.unwrap();
-        let time = std::sync::Arc::new(ManualClock::new(chrono::DateTime::UNIX_EPOCH));
-        let clock: SharedClock = time.clone();
+        let clock: SharedClock = std::sync::Arc::new(ManualClock::new(chrono::DateTime::UNIX_EPOCH));
         let key = RequestKey::new(UserId(1), "POST /x", "k", [0; 32]);
         let ask = || once::<u32, TestError, _, _>(&db, &clock, Some(key), 201, |_| async { Ok(7) });
         let first = Answer { status: 201, body: "7".to_owned() };
-
         assert_eq!(ask().await.unwrap(), Answered::Fresh(7));
-        time.advance(KEPT_FOR);
-        assert_eq!(forget(&db, clock.now() - KEPT_FOR).await.unwrap(), 0);
         assert_eq!(ask().await.unwrap(), Answered::Replayed(first));
-        time.advance(chrono::TimeDelta::seconds(1));
-        assert_eq!(forget(&db, clock.now() - KEPT_FOR).await.unwrap(), 1);
-        assert_eq!(ask().await.unwrap(), Answered::Fresh(7));
         db.close().await;
     }
 

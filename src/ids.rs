@@ -89,6 +89,8 @@ define_id! {
     EventId,
     /// Names a stock adjustment.
     AdjustmentId,
+    /// Names a run of a job.
+    JobRunId,
     /// Names a take.
     TakeId,
     /// Names an access token, so that it can be revoked.
@@ -192,7 +194,7 @@ macro_rules! from_new_id {
         }
     )+};
 }
-from_new_id!(ActivityId, BatchId, BlockId, EventId, AdjustmentId, TakeId, TokenId, UserId);
+from_new_id!(ActivityId, BatchId, BlockId, EventId, AdjustmentId, JobRunId, TakeId, TokenId, UserId);
 
 /// Milliseconds since [`EPOCH_MS`] that never run backwards within a process, whatever the wall clock does.
 #[derive(Debug)]

@@ -17,9 +17,10 @@ pub mod http; // every route, and what requests and answers have in common
 pub mod idempotency; // answers kept for repeats of a request
 pub mod identity; // users, sessions, roles
 pub mod ids; // typed ids over snowflakes, strings in JSON
-pub mod jobs; // periodic work that one node does for all
+pub mod jobs; // work by schedule or on demand that one node does for all, and its history
 pub mod lease; // which node does a piece of work, until when
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
 pub mod stock; // who gets which unit, exactly
 pub mod telemetry; // logs, metrics, traces
+mod words; // enums that are one word per variant

@@ -4,12 +4,11 @@
 //!
 //! `start` needs the window to be open (ACT-4), `reopen` needs it not to be over. The tests read this very table.
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use utoipa::ToSchema;
 
 use super::model::Window;
 use crate::ports::clock::Timestamp;
+use crate::words::words;
 
 words! {
     /// Where an activity stands. Takes are accepted in `running` only.

@@ -1,13 +1,14 @@
 //! Parsed values: whoever holds one need not check it again.
 
 use chrono::{DateTime, Datelike, SubsecRound, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
 
 use super::machine::{Event, State};
 use crate::ids::{ActivityId, UserId};
 use crate::ports::clock::Timestamp;
+use crate::words::words;
 
 words! {
     /// What a take of the activity brings.

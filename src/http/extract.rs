@@ -181,44 +181,7 @@ fn refusal(error: &serde_path_to_error::Error<serde_json::Error>, body: &[u8]) -
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(body) {
         return malformed(&error);
     }
-    let message = error.inner().to_string();
-    // Where in the text it is says less than the pointer.
-    let detail = message.rsplit_once(" at line ").map_or(message.as_str(), |(detail, _)| detail);
-    ApiError::invalid(pointer(error.path(), detail), detail)
-}
-
-/// The JSON pointer (RFC 6901) of the member that `detail` complains about.
-fn pointer(path: &serde_path_to_error::Path, detail: &str) -> String {
-    use serde_path_to_error::Segment;
-    let mut pointer = String::new();
-    let mut push = |name: &str| {
-        pointer.push('/');
-        pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
-    };
-    let mut last = None;
-    for segment in path {
-        match segment {
-            Segment::Map { key } => push(key),
-            Segment::Seq { index } => push(&index.to_string()),
-            Segment::Enum { .. } | Segment::Unknown => {}
-        }
-        last = Some(segment);
-    }
-    // For a missing or doubled member the path ends at its parent.
-    if let Some(named) = named_member(detail)
-        && !matches!(last, Some(Segment::Map { key }) if key == named)
-    {
-        push(named);
-    }
-    pointer
-}
-
-/// The member that serde names in "unknown field `x`, …" and its like.
-pub(super) fn named_member(detail: &str) -> Option<&str> {
-    let rest = ["unknown field `", "missing field `", "duplicate field `"]
-        .iter()
-        .find_map(|start| detail.strip_prefix(start))?;
-    rest.split_once('`').map(|(name, _)| name)
+    ApiError::invalid_all(vec![FieldError::found("", error)])
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

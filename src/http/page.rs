@@ -17,8 +17,7 @@ use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::named_member;
-use crate::error::ApiError;
+use crate::error::{ApiError, named_member};
 
 /// How many items a page has if the client does not say.
 const DEFAULT_LIMIT: u32 = 20;

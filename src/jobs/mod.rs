@@ -6,11 +6,17 @@
 //! the lease saves work, and whatever a job does must be right if done twice.
 
 mod activity_states;
-mod kept_answers;
+mod job;
+mod log_trimming;
+mod params;
 mod runner;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
 pub use activity_states::activity_states;
-pub use kept_answers::kept_answers;
-pub use runner::{Job, JobError, Runner};
+pub use job::{Job, JobError, RunContext, Summary, Trigger};
+pub use log_trimming::{Log, log_trimming};
+pub use params::{InvalidParams, NoParams, Params, Partitions};
+pub use runner::Runner;
+pub use schedule::{CronSchedule, Schedule};

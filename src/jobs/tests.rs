@@ -12,7 +12,8 @@ use super::*;
 use crate::activity::machine::State;
 use crate::activity::tests::{END, START, Story};
 use crate::db::{Database, DbFault};
-use crate::ids::ActivityId;
+use crate::ids::{ActivityId, Ids, JobRunId};
+use crate::ports::clock::{SharedClock, SystemClock};
 
 const PERIOD: Duration = Duration::from_millis(10);
 
@@ -27,12 +28,14 @@ impl Node {
     fn start(db: &Database, holder: i64, lease_margin: Duration) -> Self {
         let runs = Arc::new(AtomicUsize::new(0));
         let counter = runs.clone();
-        let job = Job::new("count", PERIOD, move || {
+        let job = Job::new("count", Schedule::Every(PERIOD), move |_: RunContext| {
             let run = counter.fetch_add(1, Ordering::Relaxed);
-            async move { if run == 0 { panic!("the first run") } else { Ok(()) } }
+            async move { if run == 0 { panic!("the first run") } else { Ok(Summary::NOTHING) } }
         });
         let stop = CancellationToken::new();
-        let runner = Runner::new(db.clone(), holder, vec![job]).lease_margin(lease_margin);
+        let clock: SharedClock = Arc::new(SystemClock);
+        let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
+        let runner = Runner::new(db.clone(), clock, ids, holder, vec![job]).lease_margin(lease_margin);
         let task = tokio::spawn(runner.run(stop.clone()));
         Self { runs, stop, task }
     }
@@ -87,6 +90,10 @@ async fn of_several_that_start_at_once_one_gets_the_job() {
     assert_eq!(busy(&nodes), 1);
 }
 
+async fn once(job: &Job) -> Result<Summary, JobError> {
+    job.run(RunContext { run: JobRunId(1), trigger: Trigger::Command, params: None }).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn activities_start_and_close_on_time() {
     let story = Story::begin().await;
@@ -95,24 +102,24 @@ async fn activities_start_and_close_on_time() {
         ids.push(story.approved().await);
     }
     let draft = story.create().await;
-    let job = activity_states(story.activities.clone(), PERIOD);
+    let job = activity_states(story.activities.clone(), Schedule::OnDemand);
     let all = async |ids: &[ActivityId], state| {
         for &id in ids {
             assert_eq!(story.state(id).await, state);
         }
     };
 
-    job.run_once().await.unwrap();
+    once(&job).await.unwrap();
     all(&ids, State::Approved).await;
     story.clock.set(START);
-    job.run_once().await.unwrap();
+    once(&job).await.unwrap();
     all(&ids, State::Running).await;
     story.clock.set(END - TimeDelta::microseconds(1));
     let late = story.approved().await;
-    job.run_once().await.unwrap();
+    once(&job).await.unwrap();
     all(&[late], State::Running).await;
     story.clock.set(END);
-    job.run_once().await.unwrap();
+    once(&job).await.unwrap();
     all(&ids, State::Closed).await;
     assert_eq!(story.state(draft).await, State::Editing);
 }
@@ -133,6 +140,7 @@ async fn an_activity_that_fails_does_not_stop_the_others() {
     });
     breaking.await.unwrap();
     story.clock.set(START);
-    activity_states(story.activities.clone(), PERIOD).run_once().await.unwrap();
+    let done = once(&activity_states(story.activities.clone(), Schedule::OnDemand)).await;
+    assert!(done.unwrap_err().to_string().contains("nor start 1"));
     assert_eq!(story.state(sound).await, State::Running);
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, oneshot};
 use tombola::app::App;
 use tombola::config::Config;
+use tombola::jobs::Schedule;
 use tombola::ports::clock::{Clock, ManualClock, Timestamp};
 
 use super::client::Client;
@@ -49,7 +50,7 @@ impl TestApp {
         config.rate_limit.sessions_per_address_per_s = 0;
         // A busy machine is no reason to refuse.
         config.stock.max_wait = Duration::from_secs(30);
-        config.jobs.activity_states_every = Duration::from_millis(50);
+        config.jobs.schedules.activity_states = Schedule::Every(Duration::from_millis(50));
         let clock = Arc::new(ManualClock::new(START));
         let node = Node::start(config.clone(), clock.clone()).await;
         config.http.address = node.address;

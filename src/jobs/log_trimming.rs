@@ -1,0 +1,79 @@
+//! Removes what nobody needs any more from tables that only grow.
+
+use chrono::TimeDelta;
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use tracing::warn;
+
+use super::job::{Job, RunContext, Summary};
+use super::schedule::Schedule;
+use crate::db::{Database, DbFault};
+use crate::ports::clock::{SharedClock, Timestamp, to_micros};
+
+/// Rows that are removed in one transaction, so that nobody waits long for a lock.
+const BATCH: u64 = 1000;
+
+/// A table whose rows are of no use once they are old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    pub table: &'static str,
+    /// The indexed `_at` column that tells a row's age; rows where it is NULL stay.
+    pub aged_by: &'static str,
+    pub kept_for: TimeDelta,
+}
+
+/// The job that removes the old rows of `logs`.
+pub fn log_trimming(db: Database, clock: SharedClock, schedule: Schedule, logs: Vec<Log>) -> Job {
+    Job::new("log_trimming", schedule, move |_: RunContext| {
+        let (db, now, logs) = (db.clone(), clock.now(), logs.clone());
+        async move {
+            let (mut removed, mut failed) = (Vec::new(), None);
+            for log in logs {
+                match trim(&db, log, now - log.kept_for).await {
+                    Ok(0) => {}
+                    Ok(rows) => removed.push(format!("{rows} of {}", log.table)),
+                    Err(fault) => {
+                        warn!(table = log.table, error = %fault, "Could not trim {}", log.table);
+                        failed = Some(format!("could not trim {}: {fault}", log.table));
+                    }
+                }
+            }
+            match (failed, removed.as_slice()) {
+                (Some(failure), _) => Err(failure.into()),
+                (None, []) => Ok(Summary::NOTHING),
+                (None, removed) => Ok(Summary::of(format!("removed {}", removed.join(", ")))),
+            }
+        }
+    })
+}
+
+/// Removes the rows of `log` from before `before`; tells how many.
+async fn trim(db: &Database, log: Log, before: Timestamp) -> Result<u64, DbFault> {
+    let mut removed = 0;
+    loop {
+        let batch = db
+            .transaction::<u64, DbFault, _, _>(move |tx| async move {
+                let backend = tx.get_database_backend();
+                let values = [to_micros(before).into(), i64::try_from(BATCH).unwrap_or(i64::MAX).into()];
+                let delete = Statement::from_sql_and_values(backend, delete(backend, log), values);
+                Ok(tx.execute_raw(delete).await?.rows_affected())
+            })
+            .await?;
+        removed += batch;
+        if batch < BATCH {
+            return Ok(removed);
+        }
+    }
+}
+
+/// By the rows' place, because keys differ from table to table.
+fn delete(backend: DbBackend, Log { table, aged_by, .. }: Log) -> String {
+    match backend {
+        DbBackend::MySql => format!("DELETE FROM {table} WHERE {aged_by} < ? LIMIT ?"),
+        DbBackend::Postgres => format!(
+            "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {aged_by} < $1 LIMIT $2))"
+        ),
+        _ => format!(
+            "DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {aged_by} < ? LIMIT ?)"
+        ),
+    }
+}

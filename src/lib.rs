@@ -23,4 +23,5 @@ pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
 pub mod stock; // who gets which unit, exactly
 pub mod telemetry; // logs, metrics, traces
+pub mod trace; // which trace work belongs to, and so its events
 mod words; // enums that are one word per variant

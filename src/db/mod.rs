@@ -26,6 +26,7 @@ pub use fault::{AsDbFault, DbFault};
 pub use tx::Tx;
 
 use crate::faults;
+use crate::trace::{self, Traceparent};
 
 /// How often a transaction that lost a deadlock or waited too long for a lock is begun again.
 const ATTEMPTS: u32 = 4;
@@ -80,14 +81,14 @@ impl Database {
         &self.0.settings
     }
 
-    /// Runs `work` on the database's runtime, to its end even if the caller goes away.
+    /// Runs `work` on the database's runtime, in the caller's trace and to its end even if the caller goes away.
     pub async fn run<T, F>(&self, work: F) -> Result<T, DbFault>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         let pools = self.pools();
-        let running = self.0.runtime.spawn(work);
+        let running = self.0.runtime.spawn(trace::within(Traceparent::current(), work));
         match tokio::time::timeout(self.0.settings.deadline, running).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(panic)) => Err(DbFault::panicked(&panic)),

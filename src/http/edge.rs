@@ -25,6 +25,7 @@ use tracing::{debug, error, warn};
 use super::limit;
 use super::problem::{self, X_REQUEST_ID};
 use crate::error::{ApiError, Code};
+use crate::trace::{self, TRACEPARENT, Traceparent};
 
 /// The middleware; see the module's page.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +74,9 @@ where
             req.head_mut().method = Method::GET;
         }
         let (method, uri) = (req.method().clone(), req.uri().clone());
-        let answering = AssertUnwindSafe(self.service.call(req)).catch_unwind();
+        let parent =
+            req.headers().get(TRACEPARENT).and_then(|value| Traceparent::parse(value.to_str().ok()?));
+        let answering = AssertUnwindSafe(trace::within(parent, self.service.call(req))).catch_unwind();
         Box::pin(async move {
             let response = match answering.await {
                 Ok(Ok(response)) => finish(response.map_into_boxed_body(), &request_id),

@@ -7,8 +7,9 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i64,
-    /// JSON array of events; see `messaging::envelope`.
+    /// JSON array of events; see `messaging::outbox`.
     pub events: String,
+    /// The trace of the row's one cause; the takes of a batch have each their own.
     pub traceparent: Option<String>,
     pub created_at: i64,
     pub sent_at: Option<i64>,

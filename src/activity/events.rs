@@ -1,21 +1,24 @@
 //! What activities tell the world.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::machine::State;
 use super::model::Activity;
 use crate::ids::ActivityId;
-use crate::ports::clock::Timestamp;
+use crate::messaging::outbox::serialize_rfc3339;
 
 /// `activity.state_changed.v1`.
-#[derive(Debug, Serialize)]
-pub(super) struct StateChanged {
-    activity_id: ActivityId,
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StateChanged {
+    pub activity_id: ActivityId,
     /// Null for a new activity.
-    from: Option<State>,
-    to: State,
-    version: i64,
-    at: Timestamp,
+    pub from: Option<State>,
+    pub to: State,
+    /// Raised by every change of the activity, not by takes.
+    pub version: i64,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    pub at: chrono::DateTime<chrono::Utc>,
 }
 
 impl StateChanged {

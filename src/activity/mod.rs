@@ -7,7 +7,7 @@
 //! window (ACT-4): the job is prompt, not exact.
 
 pub mod api;
-mod events;
+pub mod events;
 pub mod machine;
 pub mod model;
 mod service;

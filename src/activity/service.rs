@@ -15,7 +15,6 @@ use super::store;
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::idempotency::{Answered, KeyRefusal, RequestKey, once};
 use crate::ids::{ActivityId, Ids, NodeNumberLost, UserId};
-use crate::messaging::event::EventType;
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::SharedClock;
 use crate::stock::blocks;
@@ -304,16 +303,8 @@ impl ActivityService {
 
     async fn announce(&self, tx: &Tx, activity: &Activity, from: Option<State>) -> Result<(), ActivityError> {
         let mut events = Events::at(activity.updated_at);
-        events
-            .push(
-                self.0.ids.next()?,
-                EventType::ActivityStateChanged,
-                &activity.id.to_string(),
-                Some(activity.version),
-                &StateChanged::new(activity, from),
-            )
-            .map_err(DbFault::from)?;
-        outbox::append(tx, self.0.ids.next()?, events, activity.updated_at, None).await?;
+        events.push(self.0.ids.next()?, &StateChanged::new(activity, from)).map_err(DbFault::from)?;
+        outbox::append(tx, self.0.ids.next()?, events, activity.updated_at).await?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 
 pub(crate) mod api;
 mod crypto;
+pub mod events;
 mod keys;
 mod model;
 mod passwords;

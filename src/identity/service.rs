@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use futures_util::stream::{Stream, try_unfold};
 use secrecy::SecretString;
-use serde::Serialize;
 use thiserror::Error;
 
+use super::events::FirstLogin;
 use super::passwords::{NewPassword, PasswordFault, Passwords};
 use super::store::{self, Account, NewAccount, Provider};
 use super::{AccessToken, Caller, IssueError, Role, Roles, TokenStore, User, UserName};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::error::{ApiError, Code};
 use crate::ids::{Ids, NodeNumberLost, UserId};
-use crate::messaging::event::EventType;
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{SharedClock, to_micros};
 
@@ -89,14 +88,6 @@ impl From<IdentityError> for ApiError {
             }
         }
     }
-}
-
-/// `data` of `user.first_login.v1`.
-#[derive(Serialize)]
-struct FirstLogin<'a> {
-    user_id: UserId,
-    provider: &'static str,
-    logged_in_at: &'a str,
 }
 
 /// Logs users in and out. Clones share everything.
@@ -308,10 +299,9 @@ impl IdentityService {
             return Ok(false);
         }
         let mut events = Events::at(now);
-        let logged_in_at = outbox::rfc3339(now);
-        let data = FirstLogin { user_id: user, provider: provider.word(), logged_in_at: &logged_in_at };
-        events.push(self.0.ids.next()?, EventType::UserFirstLogin, &user.to_string(), None, &data)?;
-        outbox::append(tx, self.0.ids.next()?, events, now, None).await?;
+        let event = FirstLogin { user_id: user, provider: provider.word().into(), logged_in_at: now };
+        events.push(self.0.ids.next()?, &event)?;
+        outbox::append(tx, self.0.ids.next()?, events, now).await?;
         Ok(true)
     }
 }

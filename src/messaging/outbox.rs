@@ -3,13 +3,19 @@
 //! A row per event would cost a tenth of the takes; one row per batch leaves the relay one row to mark, and each event
 //! still has its own id.
 
-use serde::Serialize;
+use std::borrow::Cow;
+use std::fmt;
 
-use super::event::EventType;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::catalogue::{Event, EventType};
+use super::envelope::Envelope;
 use crate::db::bulk::Script;
 use crate::db::{DbFault, Tx};
 use crate::ids::{BatchId, EventId};
 use crate::ports::clock::{Timestamp, to_micros};
+use crate::trace::Traceparent;
 
 /// Events that are to be committed together, as the JSON array the outbox keeps.
 #[derive(Debug, Clone)]
@@ -21,14 +27,30 @@ pub struct Events {
 }
 
 #[derive(Serialize)]
-struct Stored<'a, T> {
+struct Written<'a, S: fmt::Display, T> {
     id: EventId,
     r#type: &'static str,
-    subject: &'a str,
+    #[serde(serialize_with = "as_text")]
+    subject: S,
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<i64>,
     time: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<Cow<'a, str>>,
     data: &'a T,
+}
+
+/// What [`Written`] wrote.
+#[derive(Deserialize)]
+struct Stored<'a> {
+    id: EventId,
+    r#type: String,
+    subject: String,
+    sequence: Option<i64>,
+    time: Timestamp,
+    #[serde(borrow)]
+    traceparent: Option<Cow<'a, str>>,
+    data: Box<RawValue>,
 }
 
 impl Events {
@@ -37,24 +59,35 @@ impl Events {
         Self { json: vec![b'['], time: rfc3339(now), count: 0, types: Vec::new() }
     }
 
-    /// Adds an event about the aggregate `subject`; `sequence` is the aggregate's version where it has one.
-    pub fn push(
+    /// Adds an event.
+    pub fn push<E: Event>(&mut self, id: EventId, event: &E) -> Result<(), serde_json::Error> {
+        self.push_traced(id, event, None)
+    }
+
+    /// Adds an event whose trace is not the one of the row: a row may have many causes.
+    pub fn push_traced<E: Event>(
         &mut self,
         id: EventId,
-        event_type: EventType,
-        subject: &str,
-        sequence: Option<i64>,
-        data: &impl Serialize,
+        event: &E,
+        parent: Option<Traceparent>,
     ) -> Result<(), serde_json::Error> {
         if self.json.len() > 1 {
             self.json.push(b',');
         }
         self.count += 1;
-        if !self.types.contains(&event_type) {
-            self.types.push(event_type);
+        if !self.types.contains(&E::TYPE) {
+            self.types.push(E::TYPE);
         }
-        let stored = Stored { id, r#type: event_type.word(), subject, sequence, time: &self.time, data };
-        serde_json::to_writer(&mut self.json, &stored)
+        let written = Written {
+            id,
+            r#type: E::TYPE.word(),
+            subject: event.subject(),
+            sequence: event.sequence(),
+            time: &self.time,
+            traceparent: parent.map(|parent| parent.to_string().into()),
+            data: event,
+        };
+        serde_json::to_writer(&mut self.json, &written)
     }
 
     /// When the events happened, as RFC 3339.
@@ -78,32 +111,20 @@ impl Events {
     }
 }
 
-/// Writes `events` into the open transaction as the outbox row `id`; no events, no row.
-pub async fn append(
-    tx: &Tx,
-    id: BatchId,
-    events: Events,
-    now: Timestamp,
-    traceparent: Option<String>,
-) -> Result<(), DbFault> {
+/// Writes `events` into the open transaction as the outbox row `id`, in the current trace; no events, no row.
+pub async fn append(tx: &Tx, id: BatchId, events: Events, now: Timestamp) -> Result<(), DbFault> {
     if !events.is_empty() {
         let mut script = Script::new();
-        add(tx, id, events, now, traceparent, &mut script);
+        add(tx, id, events, now, &mut script);
         script.execute(tx).await?;
     }
     Ok(())
 }
 
-/// Adds the outbox row `id` to `script`, which runs in `tx`; its commit wakes the relay.
-pub fn add(
-    tx: &Tx,
-    id: BatchId,
-    events: Events,
-    now: Timestamp,
-    traceparent: Option<String>,
-    script: &mut Script,
-) {
+/// Adds the outbox row `id`, in the current trace, to `script`, which runs in `tx`; its commit wakes the relay.
+pub fn add(tx: &Tx, id: BatchId, events: Events, now: Timestamp, script: &mut Script) {
     tx.announce();
+    let parent = Traceparent::current().map(|parent| parent.to_string());
     let (count, types) = (events.count, events.types());
     script.push(
         "INSERT INTO outbox (id, events, event_count, types, traceparent, created_at, attempts) \
@@ -113,13 +134,38 @@ pub fn add(
             events.into_json().into(),
             count.into(),
             types.into(),
-            traceparent.into(),
+            parent.into(),
             to_micros(now).into(),
         ],
     );
 }
 
+/// The events of an outbox row, given its columns `events` and `traceparent`.
+pub fn read(events: &str, traceparent: Option<&str>) -> Result<Vec<Envelope>, serde_json::Error> {
+    let of_row = traceparent.and_then(Traceparent::parse);
+    let stored: Vec<Stored<'_>> = serde_json::from_str(events)?;
+    let envelope = |stored: Stored<'_>| Envelope {
+        id: stored.id,
+        event_type: stored.r#type,
+        subject: stored.subject,
+        sequence: stored.sequence,
+        time: stored.time,
+        traceparent: stored.traceparent.as_deref().and_then(Traceparent::parse).or(of_row),
+        data: stored.data,
+    };
+    Ok(stored.into_iter().map(envelope).collect())
+}
+
 /// `2026-11-21T08:00:00.123456Z`.
 pub fn rfc3339(at: Timestamp) -> String {
     at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+}
+
+/// Writes a time as [`rfc3339`] does, always with microseconds.
+pub fn serialize_rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339(*at))
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }

@@ -5,18 +5,16 @@ use entities::{activity, take};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
 };
-use serde::Serialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use super::blocks;
+use super::events::{StockAdjusted, TakeReleased};
 use super::model::{AdjustError, ReleaseError, Take, TakeState};
 use super::store::{StockStore, append_one};
 use crate::activity::machine::State;
 use crate::db::{DbFault, Tx};
 use crate::idempotency::{self, Answered, RequestKey};
 use crate::ids::{ActivityId, AdjustmentId, Ids, TakeId, UserId};
-use crate::messaging::event::EventType;
-use crate::messaging::outbox;
 use crate::ports::clock::{Timestamp, to_micros};
 
 impl StockStore {
@@ -90,12 +88,16 @@ pub(super) async fn release(
     }
     let activity = released.activity_id;
     blocks::token_released(tx, activity, u32::try_from(released.token_no).unwrap_or(0)).await?;
-    let data = json!({
-        "take_id": released.id, "activity_id": activity, "user_id": released.user_id,
-        "token_no": released.token_no, "take_no": released.take_no,
-        "released_at": outbox::rfc3339(now), "reason": reason,
-    });
-    append_one(tx, ids, now, EventType::ActivityTakeReleased, activity, &data).await?;
+    let event = TakeReleased {
+        take_id: released.id,
+        activity_id: activity,
+        user_id: released.user_id,
+        token_no: released.token_no,
+        take_no: released.take_no,
+        released_at: now,
+        reason,
+    };
+    append_one(tx, ids, now, &event).await?;
     Ok(Released { take: released, now: true })
 }
 
@@ -146,7 +148,7 @@ pub struct Adjusted {
 }
 
 /// How much there is and how much is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StockLevel {
     pub total: i32,
     pub remaining: i64,
@@ -200,11 +202,16 @@ pub(super) async fn adjust(
         .await
         .map_err(DbFault::from)?;
     let stock = StockLevel { total: stock_total, remaining: free + i64::from(change.delta) };
-    let data = json!({
-        "activity_id": id, "delta": change.delta, "reason": change.reason, "stock": stock, "version": version,
-        "adjusted_by": change.by, "at": outbox::rfc3339(now),
-    });
-    append_one(tx, ids, now, EventType::ActivityStockAdjusted, id, &data).await?;
+    let event = StockAdjusted {
+        activity_id: id,
+        delta: change.delta,
+        reason: change.reason.clone(),
+        stock,
+        version,
+        adjusted_by: change.by,
+        at: now,
+    };
+    append_one(tx, ids, now, &event).await?;
     Ok(Adjusted {
         id: adjustment,
         activity_id: id,

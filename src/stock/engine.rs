@@ -21,6 +21,7 @@ use crate::faults;
 use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
 use crate::ports::clock::Timestamp;
+use crate::trace::Traceparent;
 
 /// How often a batch is decided anew, and for how long at least, before its requests are refused.
 const ATTEMPTS: u32 = 8;
@@ -35,6 +36,7 @@ pub const MAX_BATCH: usize = 1024;
 pub struct TakeRequest {
     pub user: UserId,
     pub key: Option<RequestKey>,
+    parent: Option<Traceparent>,
     reply: Option<oneshot::Sender<Reply>>,
     /// Whether a batch has looked at it: from then on it may have been served.
     begun: bool,
@@ -45,10 +47,11 @@ pub struct TakeRequest {
 pub type Reply = Result<Answered<Take>, TakeError>;
 
 impl TakeRequest {
-    /// A request and where its answer will come. An answer always comes, even if the actor dies.
+    /// A request of the current trace, and where its answer will come. An answer always comes, even if the actor dies.
     pub fn new(user: UserId, key: Option<RequestKey>, waiting: Waiting) -> (Self, oneshot::Receiver<Reply>) {
         let (reply, answer) = oneshot::channel();
-        (Self { user, key, reply: Some(reply), begun: false, _waiting: waiting }, answer)
+        let parent = Traceparent::current();
+        (Self { user, key, parent, reply: Some(reply), begun: false, _waiting: waiting }, answer)
     }
 
     /// Whether nobody waits for the answer any more (R7).
@@ -241,8 +244,10 @@ impl Engine {
             return Ok(Outcome::Again);
         }
         let takes = drafts.iter().map(|draft| draft.take.clone()).collect();
+        let parents = drafts.iter().map(|draft| draft.request.parent).collect();
         let answers = drafts.iter().filter_map(Draft::kept_answer).collect();
-        let batch = Batch { id, activity: self.activity, version: view.version, block, takes, answers, now };
+        let (activity, version) = (self.activity, view.version);
+        let batch = Batch { id, activity, version, block, takes, parents, answers, now };
         let outcome = self.commit(batch, &drafts, doubts).await;
         match outcome {
             Outcome::Committed => {

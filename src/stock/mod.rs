@@ -12,6 +12,7 @@ pub mod api;
 pub mod blocks;
 pub mod changes;
 pub mod engine;
+pub mod events;
 pub mod gauge;
 pub mod intake;
 pub mod model;

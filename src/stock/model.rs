@@ -8,6 +8,7 @@ use crate::db::{AsDbFault, DbFault};
 use crate::error::{ApiError, Code};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{ActivityId, TakeId, UserId};
+use crate::messaging::outbox::serialize_rfc3339;
 use crate::ports::clock::{Timestamp, from_micros};
 
 /// What has become of a take.
@@ -46,7 +47,7 @@ pub struct Take {
     #[schema(minimum = 1)]
     pub take_no: i32,
     pub state: TakeState,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "serialize_rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub taken_at: Timestamp,
 }
@@ -55,10 +56,6 @@ pub struct Take {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TakeAnswer {
     pub take: Take,
-}
-
-fn rfc3339<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&crate::messaging::outbox::rfc3339(*at))
 }
 
 impl TryFrom<entities::take::Model> for Take {

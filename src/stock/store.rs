@@ -6,12 +6,11 @@ use entities::{activity, take};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Statement,
 };
-use serde::Serialize;
-use serde_json::json;
 
 use super::ThisNode;
 use super::blocks::{self, ClaimedBlock};
 use super::changes::no_longer_sold_out;
+use super::events::{SoldOut, Taken};
 use super::model::{Closed, Take};
 use super::user_takes::UserTakes;
 use super::window::HeldBlock;
@@ -22,9 +21,10 @@ use crate::db::{Database, DbFault, Tx};
 use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
 use crate::ids::{ActivityId, BatchId, Ids, TakeId, UserId};
-use crate::messaging::event::EventType;
+use crate::messaging::catalogue::Event;
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
+use crate::trace::Traceparent;
 
 /// The stock's door to the database.
 #[derive(Debug, Clone)]
@@ -73,6 +73,8 @@ pub struct Batch {
     /// The block all tokens come from.
     pub block: HeldBlock,
     pub takes: Vec<Take>,
+    /// The trace of the request behind each take.
+    pub parents: Vec<Option<Traceparent>>,
     pub answers: Vec<(RequestKey, Answer)>,
     pub now: Timestamp,
 }
@@ -85,16 +87,6 @@ pub enum CommitError {
     Stale,
     #[error(transparent)]
     Db(#[from] DbFault),
-}
-
-#[derive(Serialize)]
-struct Taken<'a> {
-    take_id: TakeId,
-    activity_id: ActivityId,
-    user_id: UserId,
-    token_no: i32,
-    take_no: i32,
-    taken_at: &'a str,
 }
 
 impl StockStore {
@@ -233,8 +225,7 @@ impl StockStore {
                         no_longer_sold_out(&tx, activity).await?;
                         return Ok(false);
                     }
-                    let data = json!({"activity_id": activity, "at": outbox::rfc3339(now)});
-                    append_one(&tx, &ids, now, EventType::ActivitySoldOut, activity, &data).await?;
+                    append_one(&tx, &ids, now, &SoldOut { activity_id: activity, at: now }).await?;
                     Ok(true)
                 }
             })
@@ -269,7 +260,7 @@ pub(super) async fn commit(tx: &Tx, ids: &Ids, batch: Batch) -> Result<(), Commi
     fence(tx, &batch, &mut script).await?;
     insert_takes(&batch, &mut script);
     idempotency::keep_all(&batch.answers, batch.now, &mut script);
-    outbox::add(tx, batch.id, events, batch.now, None, &mut script);
+    outbox::add(tx, batch.id, events, batch.now, &mut script);
     let rows = 1 + batch.takes.len() + batch.answers.len() + 1;
     let touched = script.execute(tx).await.map_err(DbFault::from)?;
     faults::point("after_insert").await.map_err(DbFault::from)?;
@@ -326,32 +317,29 @@ fn insert_takes(batch: &Batch, script: &mut Script) {
 
 fn taken_events(ids: &Ids, batch: &Batch) -> Result<Events, DbFault> {
     let mut events = Events::at(batch.now);
-    let subject = batch.activity.to_string();
     let taken_at = events.time().to_owned();
-    for take in &batch.takes {
-        let data = Taken {
+    for (take, parent) in batch.takes.iter().zip(&batch.parents) {
+        let event = Taken {
             take_id: take.id,
             activity_id: take.activity_id,
             user_id: take.user_id,
             token_no: take.token_no,
             take_no: take.take_no,
-            taken_at: &taken_at,
+            taken_at: taken_at.as_str(),
         };
-        events.push(ids.next()?, EventType::ActivityTaken, &subject, None, &data)?;
+        events.push_traced(ids.next()?, &event, *parent)?;
     }
     Ok(events)
 }
 
-/// Writes one event about `activity` into the open transaction.
+/// Writes one event into the open transaction.
 pub(super) async fn append_one(
     tx: &Tx,
     ids: &Ids,
     now: Timestamp,
-    event_type: EventType,
-    activity: ActivityId,
-    data: &impl Serialize,
+    event: &impl Event,
 ) -> Result<(), DbFault> {
     let mut events = Events::at(now);
-    events.push(ids.next()?, event_type, &activity.to_string(), None, data)?;
-    outbox::append(tx, ids.next()?, events, now, None).await
+    events.push(ids.next()?, event)?;
+    outbox::append(tx, ids.next()?, events, now).await
 }

@@ -142,7 +142,8 @@ impl Drum {
         }
         let tokens: Vec<i32> = takes.iter().map(|take| take.token_no).collect();
         let id = self.ids.next().unwrap();
-        let batch = Batch { id, activity: ACTIVITY, version, block, takes, answers: Vec::new(), now };
+        let (parents, answers) = (vec![None; takes.len()], Vec::new());
+        let batch = Batch { id, activity: ACTIVITY, version, block, takes, parents, answers, now };
         let ids = self.ids.clone();
         let committed =
             self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await;

@@ -9,6 +9,7 @@ use futures_util::future::Either;
 use opentelemetry::Context;
 use opentelemetry::context::{FutureExt, WithContext};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+use serde::{Serialize, Serializer};
 
 /// The header, the CloudEvents attribute and the message header that name a trace.
 pub const TRACEPARENT: &str = "traceparent";
@@ -65,6 +66,12 @@ impl fmt::Display for Traceparent {
     }
 }
 
+impl Serialize for Traceparent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// `work` with `parent` as its current trace, wherever it runs.
 pub fn within<F: Future>(parent: Option<Traceparent>, work: F) -> Either<F, WithContext<F>> {
     match parent {
@@ -75,7 +82,10 @@ pub fn within<F: Future>(parent: Option<Traceparent>, work: F) -> Either<F, With
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry::trace::TracerProvider;
     use rstest::rstest;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
@@ -95,6 +105,21 @@ mod tests {
     #[case("", None)]
     fn only_what_the_standard_says_is_a_parent(#[case] text: &str, #[case] known: Option<&str>) {
         assert_eq!(Traceparent::parse(text).map(|parent| parent.to_string()).as_deref(), known);
+    }
+
+    #[test]
+    fn a_span_that_is_recorded_is_the_parent_of_what_happens_in_it() {
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let request = tracing::info_span!("request");
+            let _ = request.set_parent(Traceparent::parse(PARENT).unwrap().context());
+            let inside = request.in_scope(Traceparent::current).unwrap();
+            let remote = Traceparent::parse(PARENT).unwrap();
+            assert_eq!((inside.trace, inside.flags), (remote.trace, remote.flags));
+            assert_ne!(inside.span, remote.span);
+            assert_eq!(Traceparent::current(), None);
+        });
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ struct Written<'a, S: fmt::Display, T> {
     sequence: Option<i64>,
     time: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<Cow<'a, str>>,
+    traceparent: Option<Traceparent>,
     data: &'a T,
 }
 
@@ -84,7 +84,7 @@ impl Events {
             subject: event.subject(),
             sequence: event.sequence(),
             time: &self.time,
-            traceparent: parent.map(|parent| parent.to_string().into()),
+            traceparent: parent,
             data: event,
         };
         serde_json::to_writer(&mut self.json, &written)

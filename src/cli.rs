@@ -76,6 +76,8 @@ enum Command {
     Config(ConfigCommand),
     /// Print the OpenAPI document.
     Openapi,
+    /// Print the AsyncAPI document of the events.
+    Asyncapi,
     /// Print a completion script for a shell.
     Completions { shell: clap_complete::Shell },
 }
@@ -214,6 +216,10 @@ impl Command {
             Self::Openapi => {
                 let document = crate::http::document().to_pretty_json().map_err(std::io::Error::from)?;
                 Ok(writeln!(std::io::stdout(), "{document}")?)
+            }
+            Self::Asyncapi => {
+                let document = crate::messaging::asyncapi::document();
+                Ok(writeln!(std::io::stdout(), "{document:#}")?)
             }
             Self::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "tombola", &mut std::io::stdout());

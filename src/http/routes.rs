@@ -8,6 +8,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use super::{health, openapi, problem};
 use crate::activity::api as activity;
 use crate::identity::api as identity;
+use crate::messaging::asyncapi;
 use crate::stock::api as stock;
 
 /// Everything under `/api/v1`.
@@ -37,5 +38,6 @@ pub(super) fn operating(routes: &mut ServiceConfig<'_>) {
         .service(health::healthz)
         .service(health::metrics)
         .service(openapi::openapi_json)
+        .service(asyncapi::asyncapi_json)
         .service(problem::problems_page);
 }

@@ -27,8 +27,8 @@ pub const SOURCE: &str = "tombola";
 /// The largest event that is read.
 pub const MAX_BYTES: usize = 1 << 20;
 
-const SPEC_VERSION: &str = "1.0";
-const DATA_CONTENT_TYPE: &str = "application/json";
+pub(super) const SPEC_VERSION: &str = "1.0";
+pub(super) const DATA_CONTENT_TYPE: &str = "application/json";
 
 /// An event on its way.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 //! [`catalogue`] names every event and its payload; a module writes one with [`outbox::Events::push`], and whoever reads
 //! it gets an [`Envelope`](envelope::Envelope), whichever way it came.
 
+pub mod asyncapi;
 pub mod catalogue;
 pub mod envelope;
 pub mod outbox;

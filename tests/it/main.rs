@@ -3,6 +3,7 @@
 
 mod activities;
 mod bad_input;
+mod events;
 mod faults;
 mod lists;
 mod nodes;

@@ -1,0 +1,119 @@
+//! What the server tells the world: every event as it was promised, in the trace of what caused it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use entities::outbox as rows;
+use futures_util::future::join_all;
+use reqwest::Method;
+use sea_orm::{EntityTrait, QueryOrder};
+use serde_json::{Value, json};
+use tombola::messaging::catalogue::EventType;
+use tombola::messaging::envelope::Envelope;
+use tombola::messaging::outbox;
+
+use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
+
+stories!(
+    every_event_is_as_it_was_promised,
+    an_event_carries_the_trace_of_its_request,
+    the_events_are_documented_in_public,
+);
+
+/// Every event so far, as it is sent.
+async fn events(app: &TestApp) -> Vec<Envelope> {
+    let connection = app.database.connect().await;
+    let written = rows::Entity::find().order_by_asc(rows::Column::Id).all(&connection).await.unwrap();
+    connection.close().await.unwrap();
+    let read = |row: &rows::Model| outbox::read(&row.events, row.traceparent.as_deref()).unwrap();
+    let sent = |event: &Envelope| Envelope::parse(&event.to_json()).unwrap();
+    written.iter().flat_map(read).map(|event| sent(&event)).collect()
+}
+
+async fn every_event_is_as_it_was_promised(app: &TestApp) {
+    let activity = app.running(Offer::of(2)).await;
+    let (operator, alice) = (app.operator().await, app.customer("alice").await);
+    let take = alice.take(&activity).await.take();
+    operator.release(&take.id).await.is(200);
+    let adjustment = json!({"delta": -1, "reason": "one broke"});
+    operator.post(&format!("/admin/activities/{activity}/stock-adjustments"), adjustment).await.is(201);
+    alice.take(&activity).await.take();
+    alice.take(&activity).await.refused(409, "sold_out");
+    eventually(async || !app.events(&activity, "activity.sold_out.v1").await.is_empty()).await;
+
+    let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in events(app).await {
+        let known = event.known_type().unwrap();
+        let promised: Value = serde_json::from_str(known.fixture()).unwrap();
+        let written: Value = serde_json::from_slice(&event.to_json()).unwrap();
+        assert_eq!(members(&written["data"]), members(&promised["data"]), "{known}");
+        let mut attributes = members(&promised);
+        attributes.remove("traceparent");
+        assert_eq!(members(&written), attributes, "{known}");
+        *seen.entry(known.word()).or_default() += 1;
+    }
+    let all: BTreeSet<&str> = EventType::ALL.iter().map(|event| event.word()).collect();
+    assert_eq!(seen.keys().copied().collect::<BTreeSet<_>>(), all, "each type occurs");
+}
+
+async fn an_event_carries_the_trace_of_its_request(app: &TestApp) {
+    let trace = |span: usize| format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{span:016x}-01");
+    let post = async |client: &Client, path: &str, body: Value, parent: Option<String>| {
+        let request = client.request(Method::POST, path).json(&body);
+        let parent = parent.map_or_else(Default::default, |parent| {
+            [("traceparent".parse().unwrap(), parent.parse().unwrap())].into_iter().collect()
+        });
+        Answer::to(request.headers(parent)).await
+    };
+    let activity = app.running(Offer::of(100)).await;
+    let shoppers = app.customers(20).await;
+    let operator = app.operator().await;
+    let before = events(app).await.len();
+
+    // Every second one is traced; one batch holds many of them.
+    let path = format!("/activities/{activity}/takes");
+    let takes = shoppers.iter().enumerate().map(async |(number, shopper)| {
+        let parent = (number % 2 == 0).then(|| trace(number + 1));
+        let take = post(shopper, &path, json!({}), parent.clone()).await.take();
+        (take.id, parent)
+    });
+    let mut expected: BTreeMap<String, Option<String>> = join_all(takes).await.into_iter().collect();
+    let released = expected.keys().next().unwrap().clone();
+    let release = format!("/admin/takes/{released}/release");
+    post(&operator, &release, json!({"reason": "back"}), Some(trace(0xfff))).await.is(200);
+    let adjust = format!("/admin/activities/{activity}/stock-adjustments");
+    let adjustment = json!({"delta": 1, "reason": "found one"});
+    post(&operator, &adjust, adjustment, Some("nonsense".to_owned())).await.is(201);
+    let close = format!("/admin/activities/{activity}/transitions");
+    post(&operator, &close, json!({"event": "close"}), Some(trace(0xffe))).await.is(200);
+
+    let mut others = Vec::new();
+    for event in events(app).await.split_off(before) {
+        let parent = event.traceparent.map(|parent| parent.to_string());
+        if event.event_type == "activity.taken.v1" {
+            let data: Value = serde_json::from_str(event.data.get()).unwrap();
+            assert_eq!(expected.remove(data["take_id"].as_str().unwrap()), Some(parent), "{data}");
+        } else {
+            others.push((event.event_type, parent));
+        }
+    }
+    assert!(expected.is_empty(), "{expected:?}");
+    others.sort_unstable();
+    assert_eq!(
+        others,
+        [
+            ("activity.state_changed.v1".to_owned(), Some(trace(0xffe))),
+            ("activity.stock_adjusted.v1".to_owned(), None),
+            ("activity.take_released.v1".to_owned(), Some(trace(0xfff))),
+        ]
+    );
+}
+
+async fn the_events_are_documented_in_public(app: &TestApp) {
+    let document = Answer::to(app.nobody().at_root(Method::GET, "/asyncapi.json")).await.is(200);
+    assert_eq!(document["asyncapi"], "3.1.0");
+    assert_eq!(document["channels"].as_object().unwrap().len(), EventType::ALL.len());
+    let printed = Command::new(env!("CARGO_BIN_EXE_tombola")).arg("asyncapi").output().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&printed.stdout).unwrap(), document);
+}

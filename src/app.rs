@@ -28,7 +28,7 @@ use crate::identity::{
     UserName,
 };
 use crate::ids::EventId;
-use crate::jobs::{self, Runner};
+use crate::jobs::{self, Host, JobService};
 use crate::lease;
 use crate::ports::clock::SharedClock;
 use crate::stock::gauge::AdmissionLimits;
@@ -135,6 +135,26 @@ impl Ground {
         Ok((tokens, identity))
     }
 
+    /// Every job there is.
+    pub fn jobs(&self, config: &Config, clock: &SharedClock, activities: &ActivityService) -> JobService {
+        let Self { db, cluster, .. } = self;
+        let schedules = config.jobs.schedules.clone();
+        let logs = vec![idempotency::LOG, jobs::history(config.jobs.keep_runs)];
+        let all = vec![
+            jobs::activity_states(activities.clone(), schedules.activity_states),
+            jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
+        ];
+        let (clock, ids) = (clock.clone(), cluster.ids().clone());
+        JobService::new(Host { db: db.clone(), clock, ids, holder: cluster.incarnation() }, all)
+    }
+
+    /// Every job there is, for a command: on this node nobody has to be told what it changes.
+    pub fn jobs_for_command(&self, config: &Config, clock: &SharedClock) -> JobService {
+        let (db, ids) = (self.db.clone(), self.cluster.ids().clone());
+        let activities = ActivityService::new(db, clock.clone(), ids, Arc::new(|_| {}));
+        self.jobs(config, clock, &activities)
+    }
+
     /// Closes the database.
     pub async fn close(self) {
         self.cluster.leave();
@@ -197,29 +217,20 @@ impl App {
         let fresh = tokens.clone();
         upkeep.spawn_on(async move { fresh.keep_fresh().await }, runtime);
 
-        let periodic = vec![
-            jobs::activity_states(activities.clone(), config.jobs.schedules.activity_states.clone()),
-            jobs::log_trimming(
-                db.clone(),
-                clock.clone(),
-                config.jobs.schedules.log_trimming.clone(),
-                vec![idempotency::LOG],
-            ),
-        ];
+        let jobs = ground.jobs(&config, &clock, &activities);
         let stop_jobs = CancellationToken::new();
-        let runner =
-            Runner::new(db.clone(), clock.clone(), cluster.ids().clone(), cluster.incarnation(), periodic);
-        let jobs = runtime.spawn(runner.run(stop_jobs.clone()));
+        let running_jobs = runtime.spawn(jobs.runner().run(stop_jobs.clone()));
 
         let readiness = Readiness::new(checks(db, cluster));
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
-        let (activities, takes) = (Data::new(activities), Data::new(stock.clone()));
+        let (activities, takes, jobs) = (Data::new(activities), Data::new(stock.clone()), Data::new(jobs));
         let listening = http::start(&http_settings(&config), readiness.clone(), metrics, move |routes| {
             routes
                 .app_data(tokens.clone())
                 .app_data(identity.clone())
                 .app_data(activities.clone())
-                .app_data(takes.clone());
+                .app_data(takes.clone())
+                .app_data(jobs.clone());
         });
         let address = config.http.address;
         let listening = listening.map_err(|source| StartError::Listen { address, source })?;
@@ -236,7 +247,7 @@ impl App {
             drain_delay,
             http,
             stop_jobs,
-            jobs,
+            jobs: running_jobs,
             stock,
             upkeep,
             ground,

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use futures_util::stream::{Stream, TryStreamExt};
 use secrecy::ExposeSecret;
@@ -25,6 +26,7 @@ use crate::demo::{self, Pace};
 use crate::identity::{
     AccessToken, IdentityError, IdentityService, InvalidPassword, NewPassword, Role, Roles, UserName,
 };
+use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
 use crate::ports::clock::{SharedClock, SystemClock};
 use crate::telemetry::{Telemetry, TelemetryError};
 
@@ -71,6 +73,9 @@ enum Command {
     User(UserCommand),
     /// Make new customers and write an access token for each, one a line, for load tests.
     Token(TokenArgs),
+    /// Look at jobs, or run one now.
+    #[command(subcommand)]
+    Job(JobCommand),
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -130,6 +135,25 @@ struct TokenArgs {
 }
 
 #[derive(Debug, Subcommand)]
+enum JobCommand {
+    /// Print every job with its schedule and its last run.
+    List,
+    /// Run a job now, paused or not: here, or on the server that has it. Waits for the end.
+    Run {
+        /// One of the names that `tombola job list` prints.
+        name: String,
+
+        /// What the job takes, as a JSON object.
+        #[arg(long, value_name = "JSON", value_parser = json)]
+        params: Option<serde_json::Value>,
+
+        /// How long to wait, in seconds, while another run of the job is under way.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        wait_s: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Print every setting with the place it was written; secrets are masked.
     Show,
@@ -154,6 +178,10 @@ enum Failure {
     NodeNumberLost,
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Jobs(#[from] JobsError),
+    #[error("job {} {}{}", .0.job, .0.state, .0.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
+    Run(Box<Run>),
     #[error("the password on standard input cannot be used: {0}")]
     Password(#[from] InvalidPassword),
     #[error("cannot write {}: {source}", file.display())]
@@ -167,6 +195,7 @@ impl Failure {
         match self {
             Self::Config(_)
             | Self::Password(_)
+            | Self::Jobs(JobsError::NoSuchJob { .. } | JobsError::Params(_))
             | Self::Telemetry(TelemetryError::Level(_) | TelemetryError::Exporter(_)) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
@@ -200,16 +229,25 @@ impl Command {
             }
             Self::User(UserCommand::Add { name, roles, password_stdin }) => {
                 let password = if password_stdin { Some(read_password()?) } else { None };
-                beside_the_server(sources.load()?.config, async |identity| {
-                    add_user(identity, name, roles.into_iter().collect(), password).await
+                let config = sources.load()?.config;
+                beside_the_server(&config, async |ground, clock| {
+                    let (_, identity) = ground.identity(&config, clock).await?;
+                    add_user(&identity, name, roles.into_iter().collect(), password).await
                 })
             }
             Self::Token(args) => {
                 let config = sources.load()?.config;
                 let ttl = args.ttl_s.map_or(config.auth.token_ttl, Duration::from_secs);
-                beside_the_server(config, async |identity| {
+                beside_the_server(&config, async |ground, clock| {
+                    let (_, identity) = ground.identity(&config, clock).await?;
                     let tokens = identity.mint_customers(args.count, ttl);
                     write_tokens(tokens, &args.out).await
+                })
+            }
+            Self::Job(command) => {
+                let config = sources.load()?.config;
+                beside_the_server(&config, async |ground, clock| {
+                    command.run(&ground.jobs_for_command(&config, clock)).await
                 })
             }
             Self::Config(command) => command.run(sources),
@@ -235,6 +273,50 @@ impl ServeArgs {
         let database = self.database_url.clone().map(|url| ("database.url", "flag --database-url", url));
         address.into_iter().chain(database).collect()
     }
+}
+
+impl JobCommand {
+    async fn run(self, jobs: &JobService) -> Result<(), Failure> {
+        match self {
+            Self::List => Ok(list_jobs(&jobs.list().await?, &mut std::io::stdout())?),
+            Self::Run { name, params, wait_s } => {
+                let run = jobs.perform(&name, params, Duration::from_secs(wait_s)).await?;
+                if run.state != RunState::Done {
+                    return Err(Failure::Run(Box::new(run)));
+                }
+                let took = Duration::from_millis(run.duration_ms.unwrap_or_default().unsigned_abs());
+                let did = run.summary.as_deref().unwrap_or("nothing to do");
+                Ok(writeln!(std::io::stdout(), "Job {name} is done after {took:?}: {did}")?)
+            }
+        }
+    }
+}
+
+/// A line for each job.
+fn list_jobs(jobs: &[JobView], out: &mut impl Write) -> std::io::Result<()> {
+    let time = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let never = || "-".to_owned();
+    let wide = |column: fn(&JobView) -> usize| jobs.iter().map(column).max().unwrap_or_default();
+    let (names, schedules) = (wide(|job| job.name.len()), wide(|job| job.schedule.len()));
+    writeln!(
+        out,
+        "{:names$}  {:schedules$}  {:20}  {:20}  OUTCOME",
+        "JOB", "SCHEDULE", "NEXT RUN", "LAST RUN"
+    )?;
+    for job in jobs {
+        let next = if job.paused { "paused".to_owned() } else { job.next_run_at.map_or_else(never, time) };
+        let last = job.last_run.as_ref();
+        let started = last.map_or_else(never, |run| time(run.started_at));
+        let outcome = match last {
+            _ if job.running => "running".to_owned(),
+            Some(LastRun { outcome, error: Some(error), .. }) => format!("{outcome}: {error}"),
+            Some(LastRun { outcome, .. }) => outcome.to_string(),
+            None => never(),
+        };
+        let (name, schedule) = (&job.name, &job.schedule);
+        writeln!(out, "{name:names$}  {schedule:schedules$}  {next:20}  {started:20}  {outcome}")?;
+    }
+    Ok(())
 }
 
 impl ConfigCommand {
@@ -279,16 +361,13 @@ fn serve(config: Config, demo: bool) -> Result<(), Failure> {
 
 /// Runs `work` on the database, whether or not a server uses it at the same time.
 fn beside_the_server(
-    config: Config,
-    work: impl AsyncFnOnce(&IdentityService) -> Result<(), Failure>,
+    config: &Config,
+    work: impl AsyncFnOnce(&Ground, &SharedClock) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    with_telemetry(&config, async {
+    with_telemetry(config, async {
         let clock = clock();
-        let ground = Ground::for_command(&config, &clock).await?;
-        let done = match ground.identity(&config, &clock).await {
-            Ok((_, identity)) => work(&identity).await,
-            Err(error) => Err(error.into()),
-        };
+        let ground = Ground::for_command(config, &clock).await?;
+        let done = work(&ground, &clock).await;
         ground.close().await;
         done
     })
@@ -380,6 +459,10 @@ fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io:
         )?;
     }
     out.flush()
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 fn role(text: &str) -> Result<Role, String> {

@@ -6,6 +6,8 @@ pub mod consumer_position;
 pub mod dead_letter;
 pub mod idempotency;
 pub mod job_lease;
+pub mod job_run;
+pub mod job_state;
 pub mod node;
 pub mod outbox;
 pub mod parked_event;

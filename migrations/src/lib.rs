@@ -13,6 +13,7 @@ mod m20261121_000002_cluster;
 mod m20261121_000003_activity_and_stock;
 mod m20261121_000004_messaging;
 mod m20261121_000005_consumers;
+mod m20261121_000006_jobs;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000003_activity_and_stock::Migration),
             Box::new(m20261121_000004_messaging::Migration),
             Box::new(m20261121_000005_consumers::Migration),
+            Box::new(m20261121_000006_jobs::Migration),
         ]
     }
 }

@@ -204,6 +204,20 @@ impl<T: FromStr> FromRequest for PathId<T> {
     }
 }
 
+/// The name in the path.
+#[derive(Debug, Clone)]
+pub struct PathName(pub String);
+
+impl FromRequest for PathName {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let name = req.match_info().get("name").map(str::to_owned);
+        ready(name.map(Self).ok_or_else(|| ApiError::new(Code::NotFound, "There is nothing with this name")))
+    }
+}
+
 /// The `Idempotency-Key` header, if it was sent: bare, or quoted as a structured-field string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(pub Option<String>);

@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 document, made from the routes themselves.
 //!
 //! What every operation has in common is added here, so that no handler can forget it: the bearer token (unless a
-//! handler says `security(())`), ids in the path, and the refusals that follow from taking a body, a token, an id.
+//! handler says `security(())`), ids and names in the path, and the refusals that follow from taking a body, a token, an id.
 //! A handler documents only its own, by [`refusals!`](crate::refusals).
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +30,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "sessions", description = "Who is calling"),
         (name = "activities", description = "What is on offer, when and to whom"),
         (name = "takes", description = "Drawing a token from the drum"),
+        (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),
         (name = "operating", description = "Health, metrics and this document"),
     )
 )]
@@ -102,15 +103,19 @@ fn complete_operation(path: &str, operation: &mut Operation) {
             codes.push(Code::Forbidden);
         }
     }
-    if path.contains("{id}") {
+    let in_path = [
+        ("id", <crate::ids::TakeId as utoipa::PartialSchema>::schema()),
+        ("name", <String as utoipa::PartialSchema>::schema()),
+    ];
+    for (name, schema) in in_path.into_iter().filter(|(name, _)| path.contains(&format!("{{{name}}}"))) {
         codes.push(Code::NotFound);
-        let id = ParameterBuilder::new()
-            .name("id")
+        let parameter = ParameterBuilder::new()
+            .name(name)
             .parameter_in(ParameterIn::Path)
             .required(Required::True)
-            .schema(Some(<crate::ids::TakeId as utoipa::PartialSchema>::schema()))
+            .schema(Some(schema))
             .build();
-        operation.parameters.get_or_insert_default().insert(0, id.into());
+        operation.parameters.get_or_insert_default().insert(0, parameter.into());
     }
     if operation.request_body.is_some() {
         codes.extend([Code::RequestTimeout, Code::BodyTooLarge, Code::UnsupportedMediaType]);

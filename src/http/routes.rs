@@ -8,6 +8,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use super::{health, openapi, problem};
 use crate::activity::api as activity;
 use crate::identity::api as identity;
+use crate::jobs::api as jobs;
 use crate::messaging::asyncapi;
 use crate::stock::api as stock;
 
@@ -27,7 +28,12 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(activity::edit)
         .service(activity::transition)
         .service(stock::adjust_stock)
-        .service(stock::release);
+        .service(stock::release)
+        .service(jobs::list)
+        .service(jobs::edit)
+        .service(jobs::start)
+        .service(jobs::history)
+        .service(jobs::show);
 }
 
 /// What operators, load balancers and monitoring ask.

@@ -21,6 +21,11 @@ pub struct Log {
     pub kept_for: TimeDelta,
 }
 
+/// The history of jobs, of which each run is kept for so long after its end.
+pub fn history(kept_for: TimeDelta) -> Log {
+    Log { table: "job_run", aged_by: "finished_at", kept_for }
+}
+
 /// The job that removes the old rows of `logs`.
 pub fn log_trimming(db: Database, clock: SharedClock, schedule: Schedule, logs: Vec<Log>) -> Job {
     Job::new("log_trimming", schedule, move |_: RunContext| {

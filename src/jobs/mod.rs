@@ -1,22 +1,37 @@
-//! Periodic work that one node does for all.
+//! Work that one node does for all, by schedule or when asked for.
 //!
-//! A job runs on the node that holds its row in `job_lease`. The lease outlasts the pause between two runs and is
-//! renewed during a run, by the database's clock (R23); a node that stops gives it back, a node that dies loses it
-//! when it expires. A node that slept through its lease may wake in the middle of a run beside another node's run:
-//! the lease saves work, and whatever a job does must be right if done twice.
+//! A [`Job`] is a name, a [`Schedule`] and work, which may take parameters. A node runs a job while it holds the job's
+//! lease, so it runs on one node at a time and never beside itself, whoever asks. A job with a period stays with its
+//! node; for a moment of a cron schedule, and for a run that is asked for, the lease is taken for that run. A node that
+//! stops gives its leases back, a node that dies loses them when they expire. A node that slept through its lease may
+//! wake in the middle of a run beside another node's run: the lease saves work, and whatever a job does must be right
+//! if done twice.
+//!
+//! A moment of a cron schedule counts as served when its run has ended, so one that was missed, or whose run was cut
+//! short, is run once afterwards. A run that is asked for is a row before it is answered, so any node may do it and no
+//! crash forgets it; it is started once, and if its node dies in the middle it is `lost`, not repeated.
+//!
+//! Most runs find nothing to do. The history (`job_run`) has those that were asked for, did something, took longer than
+//! two seconds, or failed otherwise than the one before; `job_state` has the last run of each job, whatever it was.
 
 mod activity_states;
+pub mod api;
 mod job;
 mod log_trimming;
+mod model;
 mod params;
 mod runner;
 mod schedule;
+mod service;
+mod store;
 #[cfg(test)]
 mod tests;
 
 pub use activity_states::activity_states;
 pub use job::{Job, JobError, RunContext, Summary, Trigger};
-pub use log_trimming::{Log, log_trimming};
+pub use log_trimming::{Log, history, log_trimming};
+pub use model::{JobView, JobsError, LastRun, Request, Run, RunState};
 pub use params::{InvalidParams, NoParams, Params, Partitions};
-pub use runner::Runner;
+pub use runner::{Host, Runner};
 pub use schedule::{CronSchedule, Schedule};
+pub use service::JobService;

@@ -35,7 +35,8 @@ impl Node {
         let stop = CancellationToken::new();
         let clock: SharedClock = Arc::new(SystemClock);
         let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
-        let runner = Runner::new(db.clone(), clock, ids, holder, vec![job]).lease_margin(lease_margin);
+        let host = Host { db: db.clone(), clock, ids, holder };
+        let runner = JobService::new(host, vec![job]).runner().lease_margin(lease_margin);
         let task = tokio::spawn(runner.run(stop.clone()));
         Self { runs, stop, task }
     }

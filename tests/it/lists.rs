@@ -7,7 +7,7 @@ use crate::support::{Client, Offer, TestApp, stories};
 stories!(takes_come_in_pages, activities_come_in_pages, a_cursor_belongs_to_its_list);
 
 /// The `id`s on each page of a list, and that only the last page has no cursor.
-async fn pages(client: &Client, list: &str, limit: usize) -> Vec<Vec<String>> {
+pub(crate) async fn pages(client: &Client, list: &str, limit: usize) -> Vec<Vec<String>> {
     let separator = if list.contains('?') { '&' } else { '?' };
     let mut path = format!("{list}{separator}limit={limit}");
     let mut pages = Vec::new();

@@ -5,6 +5,7 @@ mod activities;
 mod bad_input;
 mod events;
 mod faults;
+mod jobs;
 mod lists;
 mod nodes;
 mod sessions;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -111,6 +111,11 @@ impl Launch {
         assert!(made.status.success(), "tombola token: {}", String::from_utf8_lossy(&made.stderr));
         let tokens = std::fs::read_to_string(file).expect("the file of tokens");
         tokens.lines().map(str::to_owned).collect()
+    }
+
+    /// What a command beside the server comes to.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().expect("the server's binary")
     }
 
     fn command(&self) -> Command {

@@ -21,11 +21,11 @@ pub const EXCHANGE: &str = "tombola.events";
 const BINDING: &str = "0.3.0";
 
 const DESCRIPTION: &str = "\
-Every event is published once its cause is committed: at least once, so keep the `id`s you have applied, and in the order \
-of its subject, as far as you take one queue's messages one by one. Bind a queue of your own to the exchange \
-`tombola.events`; a binding key may have wildcards, as in `activity.#`.\n\n\
-Types end in a version. A version only gains optional members: ignore those you do not know. Where an event has a \
-`sequence`, the one that sorts later is about a later version of its subject; not every version has an event.";
+Every event is published after its cause is committed, at least once: remember the `id`s you have applied. Bind a queue of \
+your own to the topic exchange `tombola.events`; a binding key may have wildcards, as in `activity.#`.\n\n\
+Events of one `subject` are published one after the other, but a repeated one may come late. Where an event has a \
+`sequence`, the one that sorts later is about a later version of its subject; not every version has an event.\n\n\
+Types end in a version. A version only gains optional members: ignore those you do not know.";
 
 /// The document.
 pub fn document() -> Value {

@@ -22,7 +22,7 @@ pub trait Event: Serialize {
     /// What happened.
     const TYPE: EventType;
 
-    /// The id of the aggregate it happened to. Events of one subject are delivered in their order.
+    /// The id of the aggregate it happened to.
     fn subject(&self) -> impl fmt::Display;
 
     /// The aggregate's version since it happened, where it has one: later is greater, but not every version has an event.

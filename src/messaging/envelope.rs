@@ -56,7 +56,7 @@ pub enum Undecodable {
     #[error("not a JSON object")]
     NotAnObject,
     #[error("not a CloudEvent of ours: {0}")]
-    Attributes(serde_json::Error),
+    Attributes(String),
     #[error("`{attribute}` is {found:?}, not {expected:?}")]
     Attribute { attribute: &'static str, expected: &'static str, found: String },
     #[error("`{0}` is empty")]
@@ -130,7 +130,7 @@ impl Envelope {
             return Err(Undecodable::TooLarge(json.len()));
         }
         let wire: Wire<'_> = serde_json::from_slice(json).map_err(|error| match error.classify() {
-            Category::Data => Undecodable::Attributes(error),
+            Category::Data => Undecodable::Attributes(named(json, &error)),
             Category::Io | Category::Syntax | Category::Eof => Undecodable::NotJson(error),
         })?;
         // Members without names, in the right order, would do as well.
@@ -150,6 +150,13 @@ impl Envelope {
             data: wire.data.to_owned(),
         })
     }
+}
+
+/// `error` with the attribute it is about: read once more, because keeping track costs half as much as reading.
+fn named(json: &[u8], error: &serde_json::Error) -> String {
+    let mut again = serde_json::Deserializer::from_slice(json);
+    let again: Result<Wire<'_>, _> = serde_path_to_error::deserialize(&mut again);
+    again.err().map_or_else(|| error.to_string(), |named| named.to_string())
 }
 
 fn must_be(attribute: &'static str, expected: &'static str, found: Cow<'_, str>) -> Result<(), Undecodable> {
@@ -204,15 +211,15 @@ mod tests {
     #[case::source("source", json!("elsewhere"), r#"`source` is "elsewhere", not "tombola""#)]
     #[case::specversion("specversion", json!("0.3"), r#"`specversion` is "0.3", not "1.0""#)]
     #[case::content("datacontenttype", json!("text/xml"), r#"`datacontenttype` is "text/xml", not "application/json""#)]
-    #[case::number("specversion", json!(1.0), "expected a string")]
-    #[case::id("id", json!("A234-1234"), "an id is a decimal number")]
-    #[case::null("subject", json!(null), "expected a string")]
+    #[case::number("specversion", json!(1.0), "ours: specversion: invalid type: floating point `1.0`, expected a string")]
+    #[case::id("id", json!("A234-1234"), "ours: id: an id is a decimal number")]
+    #[case::null("subject", json!(null), "ours: subject: invalid type: null, expected a string")]
     #[case::no_type("type", json!(""), "`type` is empty")]
     #[case::no_subject("subject", json!(""), "`subject` is empty")]
-    #[case::time("time", json!("yesterday"), "not a CloudEvent of ours")]
-    #[case::sequence("sequence", json!(4), "expected a string")]
+    #[case::time("time", json!("yesterday"), "ours: time: ")]
+    #[case::sequence("sequence", json!(4), "ours: sequence: ")]
     #[case::sign("sequence", json!("-4"), "a decimal number of up to 19 digits")]
-    #[case::traceparent("traceparent", json!(7), "expected a string")]
+    #[case::traceparent("traceparent", json!(7), "ours: traceparent: ")]
     fn a_wrong_attribute_is_named(#[case] attribute: &str, #[case] value: Value, #[case] why: &str) {
         let mut event = event();
         event[attribute] = value;
@@ -235,6 +242,7 @@ mod tests {
     #[case(b"", "not JSON")]
     #[case(b"{\"specversion\"", "not JSON")]
     #[case(b"\xff\xfe", "not JSON")]
+    #[case(b"{} {}", "missing field")]
     #[case(b"42", "not a CloudEvent of ours")]
     #[case(b"[\"1.0\",\"1\",\"tombola\",\"a.b.v1\",\"1\",\"2026-11-21T08:00:00Z\",\"application/json\",null,null,{}]",
         "not a JSON object")]

@@ -19,7 +19,7 @@ use tracing::info;
 
 use crate::activity::ActivityService;
 use crate::cluster::{Cluster, ClusterError, Membership};
-use crate::config::Config;
+use crate::config::{BusConfig, Config, ServerRole};
 use crate::db::{Database, DbFault, InvalidDatabaseUrl};
 use crate::http::{self, Check, HttpSettings, RateLimitSettings, Readiness};
 use crate::idempotency;
@@ -30,9 +30,14 @@ use crate::identity::{
 use crate::ids::EventId;
 use crate::jobs::{self, Host, JobService};
 use crate::lease;
+use crate::messaging::groups::Groups;
+use crate::messaging::relay::Relay;
 use crate::ports::clock::SharedClock;
+use crate::ports::event_bus::EventBus;
+use crate::ports::event_bus::embedded::EmbeddedBus;
+use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::stock::gauge::AdmissionLimits;
-use crate::stock::{StockService, StockSettings};
+use crate::stock::{self, StockService, StockSettings};
 use crate::telemetry;
 
 /// Threads for database work, at least.
@@ -67,6 +72,8 @@ pub enum StartError {
     SigningKeys(#[from] TokenStoreError),
     #[error("cannot create the first operator: {0}")]
     FirstOperator(#[from] IdentityError),
+    #[error("`bus`: {0}")]
+    Bus(String),
     #[error("cannot listen on {address}: {source}; `--address` takes another one")]
     Listen { address: SocketAddr, source: std::io::Error },
 }
@@ -187,6 +194,9 @@ pub struct Running {
     http: ServerHandle,
     stop_jobs: CancellationToken,
     jobs: JoinHandle<()>,
+    stop_messaging: CancellationToken,
+    messaging: JoinSet<()>,
+    bus: Arc<dyn EventBus>,
     stock: StockService,
     /// What keeps memory in step with the database; ends when dropped.
     upkeep: JoinSet<()>,
@@ -219,7 +229,30 @@ impl App {
 
         let jobs = ground.jobs(&config, &clock, &activities);
         let stop_jobs = CancellationToken::new();
-        let running_jobs = runtime.spawn(jobs.runner().run(stop_jobs.clone()));
+        let running_jobs = match config.has_role(ServerRole::Jobs) {
+            true => runtime.spawn(jobs.runner().run(stop_jobs.clone())),
+            false => runtime.spawn(std::future::ready(())),
+        };
+
+        let groups = Groups::new(vec![stock::projection::group()]);
+        let bus = event_bus(&config, &ground, &groups).map_err(StartError::Bus)?;
+        let stop_messaging = CancellationToken::new();
+        let mut messaging = JoinSet::new();
+        if config.has_role(ServerRole::Relay) {
+            let every = config.messaging.relay_every;
+            let relay = Relay::new(db.clone(), bus.clone(), cluster.incarnation(), every);
+            messaging.spawn_on(relay.run(stop_messaging.clone()), runtime);
+        }
+        if config.has_role(ServerRole::Consumer) {
+            let (db, ids, bus) = (db.clone(), cluster.ids().clone(), bus.clone());
+            let (retries, stop) = (config.retries(), stop_messaging.clone());
+            messaging.spawn_on(async move { groups.run(db, ids, bus, retries, stop).await }, runtime);
+        }
+        if config.has_role(ServerRole::Http) {
+            let (bus, stop) = (bus.clone(), stop_messaging.clone());
+            let ear = stock.ear();
+            messaging.spawn_on(async move { bus.broadcast(stock::HEARD, ear, stop).await }, runtime);
+        }
 
         let readiness = Readiness::new(checks(db, cluster));
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
@@ -248,6 +281,9 @@ impl App {
             http,
             stop_jobs,
             jobs: running_jobs,
+            stop_messaging,
+            messaging,
+            bus,
             stock,
             upkeep,
             ground,
@@ -270,6 +306,10 @@ impl Running {
         self.stop_jobs.cancel();
         let _ = self.jobs.await;
         self.stock.stop().await;
+        // Last: what the actors committed until now leaves as far as it can at once.
+        self.stop_messaging.cancel();
+        while self.messaging.join_next().await.is_some() {}
+        self.bus.close().await;
         self.upkeep.shutdown().await;
         self.ground.close().await;
         info!("Stopped");
@@ -287,6 +327,17 @@ async fn first_operator(
     let (password, text) = NewPassword::generate();
     identity.add_user(&name, Roles::from(Role::Operator), password).await?;
     Ok(Some((name, text)))
+}
+
+/// What carries events from the outbox to the groups.
+fn event_bus(config: &Config, ground: &Ground, groups: &Groups) -> Result<Arc<dyn EventBus>, String> {
+    let specs = groups.specs();
+    Ok(match &config.bus {
+        BusConfig::Embedded => {
+            Arc::new(EmbeddedBus::new(ground.db.clone(), ground.cluster.incarnation(), &specs))
+        }
+        BusConfig::RabbitMq(url) => Arc::new(RabbitMq::new(url, &specs, &config.messaging.retry_delays)?),
+    })
 }
 
 /// What this server cannot do without.
@@ -332,6 +383,7 @@ fn http_settings(config: &Config) -> HttpSettings {
             per_user_per_s: config.rate_limit.per_user_per_s,
             sign_in_per_address_per_s: config.rate_limit.sessions_per_address_per_s,
         },
+        api: config.has_role(ServerRole::Http),
         traces: config.telemetry.otlp_endpoint.is_some(),
         ..defaults
     }

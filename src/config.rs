@@ -20,6 +20,8 @@ use toml::de::{DeTable, DeValue};
 use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
 use crate::jobs::Schedule;
+use crate::messaging::parking::Retries;
+use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::stock::engine::MAX_BATCH;
 
 /// The embedded defaults, which explain every key.
@@ -36,19 +38,23 @@ const FOREIGN_VARIABLES: &[(&str, &str)] = &[
 ];
 
 /// Keys that may be read from the file named by the same key with `_file` behind it.
-const SECRETS: &[&str] = &["database.url", "auth.secret", "auth.previous_secrets"];
+const SECRETS: &[&str] = &["bus", "database.url", "auth.secret", "auth.previous_secrets"];
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    pub bus: Backend,
+    pub bus: BusConfig,
+    pub bus_file: Option<PathBuf>,
     pub shared_state: Backend,
+    #[serde(deserialize_with = "list", serialize_with = "texts")]
+    pub roles: Vec<ServerRole>,
     pub http: HttpConfig,
     pub database: DatabaseConfig,
     pub auth: AuthConfig,
     pub rate_limit: RateLimitConfig,
     pub stock: StockConfig,
+    pub messaging: MessagingConfig,
     pub jobs: JobsConfig,
     pub shop: ShopConfig,
     pub log: LogConfig,
@@ -61,6 +67,42 @@ pub struct Config {
 pub enum Backend {
     /// Within this process.
     Embedded,
+}
+
+/// How events travel.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub enum BusConfig {
+    /// Within the servers that share the database.
+    Embedded,
+    /// Over RabbitMQ, at this URL.
+    RabbitMq(SecretString),
+}
+
+/// A part of the server that can run by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerRole {
+    /// Answers requests. Health and metrics are answered by every server.
+    Http,
+    /// Publishes events.
+    Relay,
+    /// Applies events.
+    Consumer,
+    /// Runs jobs.
+    Jobs,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessagingConfig {
+    #[serde(rename = "relay_every_ms", with = "millis")]
+    pub relay_every: Duration,
+    #[serde(rename = "retry_delays_ms", deserialize_with = "millis_list", serialize_with = "in_millis")]
+    pub retry_delays: Vec<Duration>,
+    #[serde(rename = "sweep_every_ms", with = "millis")]
+    pub sweep_every: Duration,
+    #[serde(rename = "keep_days", with = "days")]
+    pub keep: TimeDelta,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -232,6 +274,17 @@ impl Config {
         })
     }
 
+    /// When failed events are tried again.
+    pub fn retries(&self) -> Retries {
+        let MessagingConfig { retry_delays, sweep_every, .. } = &self.messaging;
+        Retries { delays: retry_delays.as_slice().into(), sweep_every: *sweep_every }
+    }
+
+    /// Whether this server has `role`.
+    pub fn has_role(&self, role: ServerRole) -> bool {
+        self.roles.contains(&role)
+    }
+
     /// Whether one process and one file are the whole installation.
     pub fn is_embedded(&self) -> bool {
         self.database.url.expose_secret().starts_with("sqlite:")
@@ -246,7 +299,7 @@ impl Config {
 
     /// The first setting that cannot be used: its key and what is wrong.
     fn problem(&self) -> Option<(&'static str, String)> {
-        let Self { http, database, auth, stock, shop, log, .. } = self;
+        let Self { http, database, auth, messaging, stock, shop, log, .. } = self;
         let url = self.database_settings().err();
         let unfit = |secret: &SecretString| SigningSecret::new(secret.clone()).err();
         let orphans = auth.secret.is_none() && !auth.previous_secrets.is_empty();
@@ -278,6 +331,12 @@ impl Config {
                 orphans.then(|| "needs auth.secret, which signs new tokens".to_owned()),
             ),
             ("auth.token_ttl_s", positive(auth.token_ttl)),
+            ("roles", at_least_one(self.roles.len())),
+            ("bus", self.bus.problem()),
+            ("messaging.relay_every_ms", positive(messaging.relay_every)),
+            ("messaging.sweep_every_ms", positive(messaging.sweep_every)),
+            ("messaging.retry_delays_ms", at_least_one(messaging.retry_delays.len())),
+            ("messaging.retry_delays_ms", messaging.retry_delays.iter().copied().find_map(positive)),
             ("stock.max_batch", at_least_one(stock.max_batch)),
             (
                 "stock.max_batch",
@@ -570,6 +629,61 @@ impl TryFrom<String> for Backend {
     }
 }
 
+impl TryFrom<String> for BusConfig {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once("://") {
+            None if text == "embedded" => Ok(Self::Embedded),
+            Some(("amqp" | "amqps", _)) => Ok(Self::RabbitMq(text.into())),
+            _ => Err("is neither \"embedded\" nor the URL of a RabbitMQ, as in \"amqp://name:password@host:5672/%2f\"".to_owned()),
+        }
+    }
+}
+
+impl Serialize for BusConfig {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Embedded => serializer.serialize_str("embedded"),
+            Self::RabbitMq(url) => without_password(url, serializer),
+        }
+    }
+}
+
+impl BusConfig {
+    fn problem(&self) -> Option<String> {
+        match self {
+            Self::Embedded => None,
+            Self::RabbitMq(url) => RabbitMq::new(url, &[], &[]).err(),
+        }
+    }
+}
+
+impl std::str::FromStr for ServerRole {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "http" => Ok(Self::Http),
+            "relay" => Ok(Self::Relay),
+            "consumer" => Ok(Self::Consumer),
+            "jobs" => Ok(Self::Jobs),
+            _ => Err("the roles are http, relay, consumer, jobs".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ServerRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Relay => "relay",
+            Self::Consumer => "consumer",
+            Self::Jobs => "jobs",
+        })
+    }
+}
+
 impl TryFrom<String> for LogFormat {
     type Error = String;
 
@@ -604,6 +718,30 @@ where
     };
     let parse = |item: &String| item.parse().map_err(|error| format!("{item:?}: {error}"));
     items.iter().map(parse).collect::<Result<_, _>>().map_err(serde::de::Error::custom)
+}
+
+/// A list of whole numbers of milliseconds.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a list of whole numbers, or a string with commas between them")]
+enum Numbers {
+    Items(Vec<u64>),
+    Commas(String),
+}
+
+fn millis_list<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
+    let numbers = match Numbers::deserialize(deserializer)? {
+        Numbers::Items(numbers) => numbers,
+        Numbers::Commas(text) => {
+            let parse = |item: &str| item.parse().map_err(|_| format!("{item:?} is not a whole number"));
+            let numbers = text.split(',').map(str::trim).map(parse).collect::<Result<_, _>>();
+            numbers.map_err(serde::de::Error::custom)?
+        }
+    };
+    Ok(numbers.into_iter().map(Duration::from_millis).collect())
+}
+
+fn in_millis<S: serde::Serializer>(times: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(times.iter().map(Duration::as_millis))
 }
 
 /// A single address is a network of one.
@@ -788,7 +926,7 @@ mod tests {
         "no setting `htpp.workers`",
         "sections are auth, database"
     )]
-    #[case::unknown_outside("TOMBOLA__BUSS", "1", "no setting `buss`", "bus, shared_state")]
+    #[case::unknown_outside("TOMBOLA__BUSS", "1", "no setting `buss`", "bus, bus_file, roles, shared_state")]
     #[case::section("TOMBOLA__HTTP", "1", "`http`", "is a section")]
     #[case::number("TOMBOLA__HTTP__WORKERS", "many", "`http.workers`", "\"many\" is not an integer")]
     #[case::negative("TOMBOLA__HTTP__WORKERS", "-1", "`http.workers`", "\"-1\" is not")]
@@ -806,7 +944,14 @@ mod tests {
     )]
     #[case::address("TOMBOLA__HTTP__ADDRESS", "localhost", "`http.address`", "invalid socket address")]
     #[case::proxy("TOMBOLA__HTTP__TRUSTED_PROXIES", "::1,x", "`http.trusted_proxies`", "\"x\" is neither")]
-    #[case::bus("TOMBOLA__BUS", "amqp://localhost", "`bus`", "only has \"embedded\"")]
+    #[case::bus("TOMBOLA__BUS", "kafka://localhost", "`bus`", "is neither \"embedded\" nor the URL")]
+    #[case::role("TOMBOLA__ROLES", "http,cook", "`roles`", "the roles are http, relay")]
+    #[case::delays(
+        "TOMBOLA__MESSAGING__RETRY_DELAYS_MS",
+        "1,x",
+        "`messaging.retry_delays_ms`",
+        "\"x\" is not"
+    )]
     #[case::shared("TOMBOLA__SHARED_STATE", "redis://localhost", "`shared_state`", "only has \"embedded\"")]
     #[case::database("TOMBOLA__DATABASE__URL", "oracle://x", "`database.url`", "sqlite://")]
     #[case::deadline("TOMBOLA__DATABASE__DEADLINE_MS", "10", "`database.statement_timeout_ms`", "less than")]

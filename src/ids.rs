@@ -85,12 +85,16 @@ define_id! {
     BatchId,
     /// Names a range of stock tokens.
     BlockId,
+    /// Names a message that could not be applied.
+    DeadLetterId,
     /// Names an event.
     EventId,
     /// Names a stock adjustment.
     AdjustmentId,
     /// Names a run of a job.
     JobRunId,
+    /// Names an event's place among those that are to be tried later.
+    ParkedId,
     /// Names a take.
     TakeId,
     /// Names an access token, so that it can be revoked.
@@ -194,7 +198,19 @@ macro_rules! from_new_id {
         }
     )+};
 }
-from_new_id!(ActivityId, BatchId, BlockId, EventId, AdjustmentId, JobRunId, TakeId, TokenId, UserId);
+from_new_id!(
+    ActivityId,
+    AdjustmentId,
+    BatchId,
+    BlockId,
+    DeadLetterId,
+    EventId,
+    JobRunId,
+    ParkedId,
+    TakeId,
+    TokenId,
+    UserId
+);
 
 /// Milliseconds since [`EPOCH_MS`] that never run backwards within a process, whatever the wall clock does.
 #[derive(Debug)]

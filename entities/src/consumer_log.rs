@@ -8,7 +8,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub group_name: String,
     #[sea_orm(primary_key, auto_increment = false)]
-    pub event_id: String,
+    pub event_id: i64,
     pub event_type: String,
     pub applied_at: i64,
     /// How many tries it took.

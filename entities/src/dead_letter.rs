@@ -9,7 +9,9 @@ pub struct Model {
     pub id: i64,
     pub group_name: String,
     /// The event's id; of an undecodable message, the SHA-256 of its body.
-    pub event_id: String,
+    pub message_key: String,
+    /// Null if undecodable.
+    pub event_id: Option<i64>,
     /// Empty if undecodable.
     pub event_type: String,
     /// Empty if undecodable.

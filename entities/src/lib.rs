@@ -15,6 +15,7 @@ pub mod queued_events;
 pub mod revoked_token;
 pub mod signing_key;
 pub mod stock_adjustment;
+pub mod stock_projection;
 pub mod take;
 pub mod token_block;
 pub mod users;

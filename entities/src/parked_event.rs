@@ -8,7 +8,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i64,
     pub group_name: String,
-    pub event_id: String,
+    pub event_id: i64,
     pub event_type: String,
     pub subject: String,
     /// The event as CloudEvents JSON.

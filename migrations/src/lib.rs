@@ -14,6 +14,7 @@ mod m20261121_000003_activity_and_stock;
 mod m20261121_000004_messaging;
 mod m20261121_000005_consumers;
 mod m20261121_000006_jobs;
+mod m20261121_000007_stock_projection;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000004_messaging::Migration),
             Box::new(m20261121_000005_consumers::Migration),
             Box::new(m20261121_000006_jobs::Migration),
+            Box::new(m20261121_000007_stock_projection::Migration),
         ]
     }
 }

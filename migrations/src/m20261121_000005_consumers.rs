@@ -10,8 +10,8 @@ use crate::columns::{
 /// A group's name: at most this many bytes.
 const GROUP: u32 = 64;
 
-/// An event's id, ours or another system's.
-const EVENT_ID: u32 = 96;
+/// What tells dead letters of a group apart: an event's id, or the SHA-256 of what is no event.
+const MESSAGE_KEY: u32 = 64;
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -62,6 +62,7 @@ enum DeadLetter {
     Table,
     Id,
     GroupName,
+    MessageKey,
     EventId,
     EventType,
     Subject,
@@ -100,7 +101,7 @@ impl MigrationTrait for Migration {
             .create_table(
                 table(manager, ConsumerLog::Table)
                     .col(required_text(ConsumerLog::GroupName, GROUP))
-                    .col(required_text(ConsumerLog::EventId, EVENT_ID))
+                    .col(required_big(ConsumerLog::EventId))
                     .col(required_text(ConsumerLog::EventType, 64))
                     .col(required_big(ConsumerLog::AppliedAt))
                     .col(required_int(ConsumerLog::Attempts))
@@ -154,7 +155,7 @@ impl Migration {
                 table(manager, ParkedEvent::Table)
                     .col(id(ParkedEvent::Id))
                     .col(required_text(ParkedEvent::GroupName, GROUP))
-                    .col(required_text(ParkedEvent::EventId, EVENT_ID))
+                    .col(required_big(ParkedEvent::EventId))
                     .col(required_text(ParkedEvent::EventType, 64))
                     .col(required_text(ParkedEvent::Subject, 64))
                     .col(long_text(manager, ParkedEvent::Body))
@@ -191,7 +192,8 @@ impl Migration {
                 table(manager, DeadLetter::Table)
                     .col(id(DeadLetter::Id))
                     .col(required_text(DeadLetter::GroupName, GROUP))
-                    .col(required_text(DeadLetter::EventId, EVENT_ID))
+                    .col(required_text(DeadLetter::MessageKey, MESSAGE_KEY))
+                    .col(optional_big(DeadLetter::EventId))
                     .col(required_text(DeadLetter::EventType, 64))
                     .col(required_text(DeadLetter::Subject, 64))
                     .col(long_text(manager, DeadLetter::Body))
@@ -211,10 +213,10 @@ impl Migration {
         manager
             .create_index(
                 Index::create()
-                    .name("dead_letter_group_event")
+                    .name("dead_letter_group_message")
                     .table(DeadLetter::Table)
                     .col(DeadLetter::GroupName)
-                    .col(DeadLetter::EventId)
+                    .col(DeadLetter::MessageKey)
                     .unique()
                     .take(),
             )

@@ -122,6 +122,11 @@ impl Rows {
     }
 }
 
+/// The statement `template`, in which each `?` stands for the next of `scalars`.
+pub fn statement(backend: DbBackend, template: &str, scalars: impl IntoIterator<Item = Value>) -> Statement {
+    Rows::new().statement(backend, template, scalars)
+}
+
 /// Appends `template` to `sql`, and what its placeholders stand for to `values`.
 fn render(
     backend: DbBackend,

@@ -84,6 +84,23 @@ impl DbFault {
         }
     }
 
+    /// The database cannot be reached or used now, whatever it was asked.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Statement(DbErr::ConnectionAcquire(_)) | Self::NodeNumberLost(_) => true,
+            Self::Statement(error) | Self::Ambiguous(error) => match runtime_error(error) {
+                // A statement that the database itself refused, unless it did so because it is going down or is full.
+                Some(sqlx::Error::Database(error)) => error.code().is_some_and(|code| {
+                    ["08", "53", "57"].iter().any(|class| code.len() == 5 && code.starts_with(class))
+                        || code == "13"
+                }),
+                Some(_) => true,
+                None => matches!(error, DbErr::Conn(_)),
+            },
+            _ => false,
+        }
+    }
+
     /// A unique key refused a row.
     pub fn is_duplicate(&self) -> bool {
         matches!(self, Self::Statement(error)

@@ -48,6 +48,8 @@ pub struct HttpSettings {
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     pub rate_limit: RateLimitSettings,
+    /// Whether `/api/v1` is there, or only what operators ask.
+    pub api: bool,
     /// Whether requests are recorded as spans, which costs some microseconds each.
     pub traces: bool,
 }
@@ -65,6 +67,7 @@ impl Default for HttpSettings {
             cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             rate_limit: RateLimitSettings::default(),
+            api: true,
             traces: false,
         }
     }
@@ -105,7 +108,7 @@ where
 
 /// The OpenAPI document of all routes.
 pub fn document() -> utoipa::openapi::OpenApi {
-    documented(App::new(), |_| {}).1
+    documented(App::new(), |_| {}, true).1
 }
 
 /// What all workers share.
@@ -116,6 +119,7 @@ pub(super) struct Common {
     metrics: PrometheusHandle,
     body_deadline: BodyDeadline,
     cors_origins: Vec<String>,
+    api: bool,
     traces: bool,
 }
 
@@ -127,6 +131,7 @@ impl Common {
             metrics,
             body_deadline: BodyDeadline(settings.body_deadline),
             cors_origins: settings.cors_origins.clone(),
+            api: settings.api,
             traces: settings.traces,
         }
     }
@@ -145,7 +150,7 @@ pub(super) fn app<F: Fn(&mut ServiceConfig<'_>)>(
         InitError = (),
     > + use<F>,
 > {
-    let (app, document) = documented(App::new(), state);
+    let (app, document) = documented(App::new(), state, common.api);
     app.app_data(Data::new(Document::new(&document)))
         .app_data(Data::new(common.limits.clone()))
         .app_data(Data::new(common.readiness.clone()))
@@ -163,6 +168,7 @@ pub(super) fn app<F: Fn(&mut ServiceConfig<'_>)>(
 fn documented<T>(
     app: App<T>,
     state: impl FnOnce(&mut ServiceConfig<'_>),
+    api: bool,
 ) -> (App<T>, utoipa::openapi::OpenApi)
 where
     T: ServiceFactory<ServiceRequest, Config = (), Error = Error, InitError = ()>,
@@ -171,7 +177,11 @@ where
         .into_utoipa_app()
         .openapi(openapi::base())
         .configure(state)
-        .service(scope("/api/v1").configure(routes::api))
+        .service(scope("/api/v1").configure(move |routes| {
+            if api {
+                routes::api(routes);
+            }
+        }))
         .configure(routes::operating)
         .split_for_parts();
     openapi::complete(&mut document);

@@ -12,10 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::catalogue::EventType;
 use super::envelope::{CONTENT_TYPE, DATA_CONTENT_TYPE, SOURCE, SPEC_VERSION};
+use crate::ports::event_bus::rabbitmq::EVENTS;
 use crate::trace::TRACEPARENT;
-
-/// The topic exchange that all events are published to, with their type as the routing key.
-pub const EXCHANGE: &str = "tombola.events";
 
 /// The version of AMQP's part of AsyncAPI.
 const BINDING: &str = "0.3.0";
@@ -81,7 +79,7 @@ fn channel(event: EventType, data: Value) -> Value {
         "messages": { word: message },
         "bindings": { "amqp": {
             "is": "routingKey",
-            "exchange": { "name": EXCHANGE, "type": "topic", "durable": true, "autoDelete": false },
+            "exchange": { "name": EVENTS, "type": "topic", "durable": true, "autoDelete": false },
             "bindingVersion": BINDING,
         } },
     })

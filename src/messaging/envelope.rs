@@ -124,6 +124,11 @@ impl Envelope {
         serde_json::to_vec(&wire).unwrap_or_else(|_| unreachable!("strings and JSON are JSON"))
     }
 
+    /// [`Envelope::to_json`] as text.
+    pub fn to_text(&self) -> String {
+        String::from_utf8(self.to_json()).unwrap_or_else(|_| unreachable!("serde_json writes UTF-8"))
+    }
+
     /// Reads a CloudEvent of this server, as [`Envelope::to_json`] wrote it.
     pub fn parse(json: &[u8]) -> Result<Self, Undecodable> {
         if json.len() > MAX_BYTES {

@@ -1,3 +1,4 @@
 //! What the outside world gives the server, each behind a small trait so that tests can own it.
 
 pub mod clock;
+pub mod event_bus;

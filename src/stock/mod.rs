@@ -16,6 +16,7 @@ pub mod events;
 pub mod gauge;
 pub mod intake;
 pub mod model;
+pub mod projection;
 pub mod range_set;
 mod ranges;
 pub mod service;
@@ -27,6 +28,12 @@ pub mod window;
 
 pub use model::{Take, TakeError, TakeState};
 pub use service::{StockService, StockSettings};
+
+use crate::messaging::catalogue::EventType;
+
+/// What every node wants to hear: it makes what its actors know old.
+pub const HEARD: &[EventType] =
+    &[EventType::ActivityStateChanged, EventType::ActivityStockAdjusted, EventType::ActivityTakeReleased];
 
 /// This node as the owner of token blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use metrics::Counter;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -18,6 +19,7 @@ use crate::db::{Database, DbFault};
 use crate::idempotency::{Answered, RequestKey};
 use crate::ids::{ActivityId, TakeId, UserId};
 use crate::ports::clock::SharedClock;
+use crate::ports::event_bus::{Heard, Listener};
 
 /// How often a request looks for the next actor when one ends under its hands.
 const ACTOR_CHANGES: u32 = 5;
@@ -126,6 +128,25 @@ impl StockService {
     /// The activity was changed: what its actor knows is old.
     pub fn activity_changed(&self, activity: ActivityId) {
         self.tell(activity, Notice::Changed);
+    }
+
+    /// What this node does when another one says that an activity changed: it need not find out by itself.
+    pub fn ear(&self) -> Listener {
+        let stock = self.clone();
+        Arc::new(move |heard| {
+            match heard {
+                Heard::Event(event) => {
+                    if let Ok(activity) = event.subject.parse() {
+                        stock.activity_changed(activity);
+                    }
+                }
+                Heard::Anew => stock.registry.all().iter().for_each(|actor| {
+                    actor.shared.changed();
+                    actor.addr.do_send(Notice::Changed);
+                }),
+            }
+            std::future::ready(()).boxed()
+        })
     }
 
     fn tell(&self, activity: ActivityId, notice: Notice) {

@@ -1,0 +1,81 @@
+//! The consumer groups at work on this node.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::{join, join_all};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::consumer::{Consumer, Group};
+use super::dead_letter::Cemetery;
+use super::parking::Retries;
+use crate::db::Database;
+use crate::ids::Ids;
+use crate::ports::event_bus::{EventBus, GroupSpec};
+
+/// Every consumer group of the installation.
+#[derive(Debug, Clone)]
+pub struct Groups {
+    groups: Arc<[Arc<Group>]>,
+    specs: Arc<[GroupSpec]>,
+}
+
+impl Groups {
+    /// # Panics
+    ///
+    /// If two groups have one name: they would share a queue and a log.
+    pub fn new(groups: Vec<Group>) -> Self {
+        let specs: Arc<[GroupSpec]> = groups.iter().map(|group| group.spec).collect();
+        let names: HashMap<&str, ()> = specs.iter().map(|spec| (spec.name, ())).collect();
+        assert_eq!(names.len(), specs.len(), "two consumer groups have one name");
+        Self { groups: groups.into_iter().map(Arc::new).collect(), specs }
+    }
+
+    /// What the bus must know of them.
+    pub fn specs(&self) -> Arc<[GroupSpec]> {
+        self.specs.clone()
+    }
+
+    /// Consumes for every group until `stop`.
+    pub async fn run(
+        &self,
+        db: Database,
+        ids: Ids,
+        bus: Arc<dyn EventBus>,
+        retries: Retries,
+        stop: CancellationToken,
+    ) {
+        let cemetery = Cemetery::new(db.clone(), ids.clone());
+        let consumers: Vec<Arc<Consumer>> = self
+            .groups
+            .iter()
+            .map(|group| {
+                Arc::new(Consumer {
+                    db: db.clone(),
+                    ids: ids.clone(),
+                    bus: bus.clone(),
+                    cemetery: cemetery.clone(),
+                    group: group.clone(),
+                    retries: retries.clone(),
+                    wake: Arc::new(Notify::new()),
+                })
+            })
+            .collect();
+        let reminder = Notify::new();
+        let reminded = async {
+            while stop.run_until_cancelled(reminder.notified()).await.is_some() {
+                consumers.iter().for_each(|consumer| consumer.wake.notify_one());
+            }
+        };
+        let consuming = consumers.iter().map(|consumer| {
+            let (bus, stop) = (&bus, &stop);
+            async move {
+                let spec = consumer.group.spec;
+                join(bus.deliver(spec, consumer.clone(), stop.clone()), consumer.sweep_until(stop)).await
+            }
+        });
+        let exhausted = bus.exhausted(Arc::new(cemetery), stop.clone());
+        tokio::join!(join_all(consuming), bus.reminded(&reminder, stop.clone()), reminded, exhausted);
+    }
+}

@@ -1,0 +1,207 @@
+//! Publishes what was committed: reads unsent outbox rows, hands them to the bus, and marks those the bus has stored.
+//!
+//! One relay works for all nodes, under a lease, because two would mix up the order of an aggregate's events. It looks
+//! for rows without `sent_at`, never behind a high-water mark: a row can commit after one with a greater id (RELIABILITY
+//! R18). A relay that dies between publishing and marking leaves rows that are published again: at least once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use entities::outbox;
+use sea_orm::sea_query::{Expr, ExprTrait};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::parking::micros;
+use crate::db::bulk::{Column, Rows};
+use crate::db::{self, Database, DbFault};
+use crate::ids::BatchId;
+use crate::lease::Lease;
+use crate::ports::event_bus::{Committed, EventBus, PublishError};
+
+/// Rows that are published together.
+const PAGE: u64 = 64;
+
+/// How long a node stays the relay after a renewal.
+const LEASE: Duration = Duration::from_secs(8);
+
+/// The longest pause while the bus is not available.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The pause before a refused row is tried again, doubled with each try.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// How often the backlog is measured.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// An error's text is cut to fit its column.
+const ERROR_CHARS: usize = 500;
+
+/// The relay of this node; it works while it holds the lease.
+#[derive(Debug)]
+pub struct Relay {
+    db: Database,
+    bus: Arc<dyn EventBus>,
+    lease: Lease,
+    /// How often rows of other nodes are looked for; this node's own commits wake the relay.
+    poll_every: Duration,
+}
+
+impl Relay {
+    /// A relay from `db` to `bus`; `holder` names this run of this node.
+    pub fn new(db: Database, bus: Arc<dyn EventBus>, holder: i64, poll_every: Duration) -> Self {
+        let lease = Lease::new(db.clone(), "relay", holder, LEASE);
+        Self { db, bus, lease, poll_every }
+    }
+
+    /// Publishes until `stop`, whenever this node is the relay.
+    pub async fn run(self, stop: CancellationToken) {
+        self.lease
+            .work(&stop, async || {
+                info!("This node relays events");
+                tokio::join!(self.relay_until(&stop), self.measure_until(&stop));
+            })
+            .await;
+    }
+
+    async fn relay_until(&self, stop: &CancellationToken) {
+        let mut pause = Duration::ZERO;
+        while !stop.is_cancelled() {
+            let before = pause;
+            pause = match self.relay_page().await {
+                Ok(0) => {
+                    tokio::select! {
+                        () = self.db.announced() => {}
+                        () = tokio::time::sleep(self.poll_every) => {}
+                        () = stop.cancelled() => {}
+                    }
+                    Duration::ZERO
+                }
+                Ok(_) => Duration::ZERO,
+                Err(cause) => {
+                    if before.is_zero() {
+                        warn!("Events wait in the outbox: {cause}");
+                    }
+                    (before * 2).clamp(Duration::from_millis(50), LONGEST_PAUSE)
+                }
+            };
+            if !pause.is_zero() {
+                stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+            } else if !before.is_zero() {
+                info!("Events leave the outbox again");
+            }
+        }
+    }
+
+    /// Publishes the oldest rows that are due; answers how many there were.
+    async fn relay_page(&self) -> Result<usize, String> {
+        let rows = self.unsent().await.map_err(|fault| fault.to_string())?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let committed: Vec<Committed> = rows
+            .iter()
+            .map(|row| Committed {
+                id: BatchId(row.id),
+                types: row.types.clone(),
+                events: row.events.clone(),
+                traceparent: row.traceparent.clone(),
+            })
+            .collect();
+        let answers = self.bus.publish(&committed).await;
+        let (mut sent, mut refused, mut unavailable) = (Vec::new(), Vec::new(), None);
+        for (row, answer) in rows.iter().zip(answers) {
+            match answer {
+                Ok(()) => sent.push(row.id),
+                Err(PublishError::Unavailable(cause)) => unavailable = Some(cause),
+                Err(error @ PublishError::Refused { .. }) => {
+                    warn!(outbox.id = row.id, %error, "Outbox row {} is tried again later: {error}", row.id);
+                    refused.push((row.id, row.attempts + 1, error.to_string()));
+                }
+            }
+        }
+        let events = rows
+            .iter()
+            .filter(|row| sent.contains(&row.id))
+            .map(|row| i64::from(row.event_count))
+            .sum::<i64>();
+        metrics::counter!("tombola_events_published_total").increment(events.unsigned_abs());
+        self.mark(sent, refused).await.map_err(|fault| fault.to_string())?;
+        unavailable.map_or(Ok(rows.len()), Err)
+    }
+
+    async fn unsent(&self) -> Result<Vec<outbox::Model>, DbFault> {
+        let read = |connection: DatabaseConnection| async move {
+            let now = db::now_micros(&connection).await?;
+            let due = outbox::Column::RetryAt.is_null().or(outbox::Column::RetryAt.lte(now));
+            let rows = outbox::Entity::find().filter(outbox::Column::SentAt.is_null()).filter(due);
+            Ok(rows.order_by_asc(outbox::Column::Id).limit(PAGE).all(&connection).await?)
+        };
+        self.db.read(read).await
+    }
+
+    async fn mark(&self, sent: Vec<i64>, refused: Vec<(i64, i32, String)>) -> Result<(), DbFault> {
+        if sent.is_empty() && refused.is_empty() {
+            return Ok(());
+        }
+        let marking = self.db.transaction(move |tx| {
+            let (sent, refused) = (sent.clone(), refused.clone());
+            async move {
+                let now = db::now_micros(&tx).await?;
+                if !sent.is_empty() {
+                    let rows = Rows::new().column("id", Column::Big(sent));
+                    let mark = "UPDATE outbox SET sent_at = ? WHERE id IN (SELECT r.id FROM {rows})";
+                    tx.execute_raw(rows.statement(tx.get_database_backend(), mark, [now.into()])).await?;
+                }
+                for (id, attempts, error) in refused {
+                    let doublings = Ord::min(u32::try_from(attempts - 1).unwrap_or(0), 16);
+                    let pause = FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY);
+                    let error: String = error.chars().take(ERROR_CHARS).collect();
+                    outbox::Entity::update_many()
+                        .col_expr(outbox::Column::Attempts, Expr::value(attempts))
+                        .col_expr(outbox::Column::RetryAt, Expr::value(now + micros(pause)))
+                        .col_expr(outbox::Column::LastError, Expr::value(error))
+                        .filter(outbox::Column::Id.eq(id))
+                        .exec(&tx)
+                        .await?;
+                }
+                Ok(())
+            }
+        });
+        marking.await
+    }
+
+    /// The backlog as metrics: its age says what its size does not.
+    async fn measure_until(&self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            if let Ok((rows, age)) = self.backlog().await {
+                metrics::gauge!("tombola_outbox_unsent_rows").set(rows as f64);
+                metrics::gauge!("tombola_outbox_oldest_unsent_age_seconds").set(age.as_secs_f64());
+            }
+            stop.run_until_cancelled(tokio::time::sleep(MEASURE_EVERY)).await;
+        }
+    }
+
+    /// How many rows are unsent, and how old the oldest is.
+    async fn backlog(&self) -> Result<(i64, Duration), DbFault> {
+        let read = |connection: DatabaseConnection| async move {
+            let now = db::now_micros(&connection).await?;
+            let row = outbox::Entity::find()
+                .select_only()
+                .column_as(outbox::Column::Id.count(), "rows")
+                .column_as(outbox::Column::CreatedAt.min(), "oldest")
+                .filter(outbox::Column::SentAt.is_null())
+                .into_tuple::<(i64, Option<i64>)>()
+                .one(&connection)
+                .await?;
+            let (rows, oldest) = row.unwrap_or_default();
+            let age = Ord::max(now - oldest.unwrap_or(now), 0).unsigned_abs();
+            Ok((rows, Duration::from_micros(age)))
+        };
+        self.db.read(read).await
+    }
+}

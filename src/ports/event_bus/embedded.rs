@@ -1,0 +1,300 @@
+//! The bus without a broker: queues in the database, fed from the outbox, read by the node that leases the group.
+//!
+//! A queue entry stands for all events of one outbox row, so a batch of takes costs each group one small row. An entry
+//! goes when the group has settled its events; a crash in between delivers them again. Works for several nodes on one
+//! database too: each group is worked on by one of them at a time, and broadcasts are read from the outbox by each.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use entities::queued_events;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{Committed, Delivery, EventBus, GroupSpec, Heard, Listener, PublishError, Sink};
+use crate::db::bulk::{Column, Rows};
+use crate::db::{self, Database, DbFault};
+use crate::lease::Lease;
+use crate::messaging::catalogue::EventType;
+use crate::messaging::envelope::Envelope;
+use crate::messaging::outbox;
+
+/// How often queues are looked at for what another node's relay put there.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Outbox rows that are read at a time: at most some megabytes.
+const PAGE: u64 = 16;
+
+/// How long a node keeps a group to itself after a renewal.
+const LEASE: Duration = Duration::from_secs(8);
+
+/// How far back broadcasts look: a commit becomes visible after its time of sending, by less than this.
+const OVERLAP_MICROS: i64 = 5_000_000;
+
+/// The embedded bus. Clones share it.
+#[derive(Debug, Clone)]
+pub struct EmbeddedBus(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    db: Database,
+    /// This run of this node, as a holder of leases.
+    holder: i64,
+    queues: Vec<(GroupSpec, Notify)>,
+    reminders: Notify,
+}
+
+impl EmbeddedBus {
+    /// A bus for `groups`, whichever of them this node consumes; `holder` names this run of this node.
+    pub fn new(db: Database, holder: i64, groups: &[GroupSpec]) -> Self {
+        let queues = groups.iter().map(|group| (*group, Notify::new())).collect();
+        Self(Arc::new(Inner { db, holder, queues, reminders: Notify::new() }))
+    }
+
+    /// Takes in what is queued for `group` until its queue is empty.
+    async fn drain(&self, group: GroupSpec, sink: &dyn Sink) -> Result<(), String> {
+        loop {
+            let entries = self.queued(group).await.map_err(|fault| fault.to_string())?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let origin: Arc<str> = format!("tombola.{}", group.name).into();
+            let mut deliveries = Vec::new();
+            for row in &entries {
+                let events = outbox::read(&row.events, row.traceparent.as_deref());
+                let events = events.map_err(|error| format!("cannot read outbox row {}: {error}", row.id))?;
+                let wanted = events.into_iter().filter(|event| group.wants(&event.event_type));
+                deliveries.extend(wanted.map(|event| Delivery {
+                    content: Ok(event),
+                    origin: origin.clone(),
+                    redeliveries: 0,
+                }));
+            }
+            while !deliveries.is_empty() {
+                let rest = deliveries.split_off(deliveries.len().min(group.max_batch.into()));
+                sink.take_in(deliveries).await.map_err(|fault| fault.to_string())?;
+                deliveries = rest;
+            }
+            let ids = entries.iter().map(|row| row.id).collect();
+            self.settle(group, ids).await.map_err(|fault| fault.to_string())?;
+        }
+    }
+
+    async fn queued(&self, group: GroupSpec) -> Result<Vec<entities::outbox::Model>, DbFault> {
+        let read = move |connection: DatabaseConnection| async move {
+            let ids: Vec<i64> = queued_events::Entity::find()
+                .select_only()
+                .column(queued_events::Column::OutboxId)
+                .filter(queued_events::Column::GroupName.eq(group.name))
+                .order_by_asc(queued_events::Column::OutboxId)
+                .limit(PAGE)
+                .into_tuple()
+                .all(&connection)
+                .await?;
+            if ids.is_empty() {
+                return Ok(Vec::new());
+            }
+            let rows = entities::outbox::Entity::find().filter(entities::outbox::Column::Id.is_in(ids));
+            Ok(rows.order_by_asc(entities::outbox::Column::Id).all(&connection).await?)
+        };
+        self.0.db.read(read).await
+    }
+
+    async fn settle(&self, group: GroupSpec, ids: Vec<i64>) -> Result<(), DbFault> {
+        self.0
+            .db
+            .transaction(move |tx| {
+                let ids = ids.clone();
+                async move {
+                    queued_events::Entity::delete_many()
+                        .filter(queued_events::Column::GroupName.eq(group.name))
+                        .filter(queued_events::Column::OutboxId.is_in(ids))
+                        .exec(&tx)
+                        .await?;
+                    Ok(())
+                }
+            })
+            .await
+    }
+
+    async fn enqueue(&self, groups: Vec<String>, rows: Vec<i64>) -> Result<(), DbFault> {
+        const ENQUEUE: &str = "INSERT INTO queued_events (group_name, outbox_id, queued_at) \
+            SELECT r.name, r.id, ? FROM {rows} WHERE NOT EXISTS (SELECT 1 FROM queued_events AS q \
+            WHERE q.group_name = r.name AND q.outbox_id = r.id)";
+        self.0
+            .db
+            .transaction(move |tx| {
+                let entries = Rows::new()
+                    .column("name", Column::Text(groups.clone()))
+                    .column("id", Column::Big(rows.clone()));
+                async move {
+                    let now = db::now_micros(&tx).await?;
+                    let backend = tx.get_database_backend();
+                    tx.execute_raw(entries.statement(backend, ENQUEUE, [now.into()])).await?;
+                    Ok(())
+                }
+            })
+            .await
+    }
+
+    /// The rows sent since `since`, without their events.
+    async fn sent_since(&self, since: i64) -> Result<Vec<(i64, i64, String)>, DbFault> {
+        let read = move |connection: DatabaseConnection| async move {
+            let rows = entities::outbox::Entity::find().select_only().column(entities::outbox::Column::Id);
+            let rows = rows.column(entities::outbox::Column::SentAt).column(entities::outbox::Column::Types);
+            let rows = rows
+                .filter(entities::outbox::Column::SentAt.gt(since))
+                .order_by_asc(entities::outbox::Column::SentAt);
+            Ok(rows.into_tuple().all(&connection).await?)
+        };
+        self.0.db.read(read).await
+    }
+
+    async fn events_of(&self, row: i64) -> Result<Vec<Envelope>, DbFault> {
+        let read = move |connection: DatabaseConnection| async move {
+            Ok::<_, DbFault>(entities::outbox::Entity::find_by_id(row).one(&connection).await?)
+        };
+        let Some(row) = self.0.db.read(read).await? else { return Ok(Vec::new()) };
+        Ok(outbox::read(&row.events, row.traceparent.as_deref())?)
+    }
+}
+
+#[async_trait]
+impl EventBus for EmbeddedBus {
+    async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
+        let (mut groups, mut ids) = (Vec::new(), Vec::new());
+        let mut woken = Vec::new();
+        for (group, queue) in &self.0.queues {
+            let before = ids.len();
+            for row in rows.iter().filter(|row| row.may_interest(group.types)) {
+                groups.push(group.name.to_owned());
+                ids.push(row.id.0);
+            }
+            if ids.len() > before {
+                woken.push(queue);
+            }
+        }
+        let stored = if ids.is_empty() { Ok(()) } else { self.enqueue(groups, ids).await };
+        let stored = stored.map_err(|fault| PublishError::Unavailable(fault.to_string()));
+        woken.into_iter().for_each(Notify::notify_one);
+        rows.iter().map(|_| stored.clone()).collect()
+    }
+
+    async fn deliver(&self, group: GroupSpec, sink: Arc<dyn Sink>, stop: CancellationToken) {
+        let Some((_, queue)) = self.0.queues.iter().find(|(known, _)| known.name == group.name) else {
+            warn!(group = group.name, "No queue for group {}", group.name);
+            return;
+        };
+        let name = format!("group:{}", group.name);
+        let lease = Lease::new(self.0.db.clone(), name, self.0.holder, LEASE);
+        let work = async || {
+            let mut pause = POLL;
+            while !stop.is_cancelled() {
+                match self.drain(group, sink.as_ref()).await {
+                    Ok(()) => pause = POLL,
+                    Err(cause) => {
+                        pause = (pause * 2).min(Duration::from_secs(5));
+                        warn!(group = group.name, "Group {} waits {pause:?}: {cause}", group.name);
+                        stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+                    }
+                }
+                tokio::select! {
+                    () = queue.notified() => {
+                        stop.run_until_cancelled(tokio::time::sleep(group.linger)).await;
+                    }
+                    () = tokio::time::sleep(POLL.max(group.linger)) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        };
+        lease.work(&stop, work).await;
+    }
+
+    async fn broadcast(&self, types: &'static [EventType], listener: Listener, stop: CancellationToken) {
+        let mut ear = Ear { types, listener, since: None, heard: HashMap::new() };
+        while !stop.is_cancelled() {
+            let mut pause = POLL;
+            if let Err(fault) = ear.listen(self).await {
+                warn!(error = %fault, "Cannot read broadcasts");
+                pause = POLL * 4;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Nothing is given up: what is not settled stays in its queue.
+    async fn exhausted(&self, _sink: Arc<dyn Sink>, stop: CancellationToken) {
+        stop.cancelled().await;
+    }
+
+    async fn remind(&self, delay: Duration) {
+        let bus = self.clone();
+        self.0.db.spawn(async move {
+            tokio::time::sleep(delay).await;
+            bus.0.reminders.notify_one();
+        });
+    }
+
+    async fn reminded(&self, wake: &Notify, stop: CancellationToken) {
+        while stop.run_until_cancelled(self.0.reminders.notified()).await.is_some() {
+            wake.notify_one();
+        }
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}
+
+/// One node's place in what was sent, in memory: a node that starts hears what is sent from then on.
+struct Ear {
+    types: &'static [EventType],
+    listener: Listener,
+    /// The latest time of sending seen, by the database's clock.
+    since: Option<i64>,
+    /// The rows heard lately, with their time of sending.
+    heard: HashMap<i64, i64>,
+}
+
+impl Ear {
+    async fn listen(&mut self, bus: &EmbeddedBus) -> Result<(), DbFault> {
+        let since = match self.since {
+            Some(since) => since,
+            None => {
+                let now = bus.0.db.now_micros().await?;
+                (self.listener)(Heard::Anew).await;
+                *self.since.insert(now)
+            }
+        };
+        for (id, sent_at, row_types) in bus.sent_since(since - OVERLAP_MICROS).await? {
+            let wanted = row_types.split(' ').any(|word| self.wants(word));
+            if wanted && !self.heard.contains_key(&id) {
+                for event in bus.events_of(id).await? {
+                    if self.wants(&event.event_type) {
+                        (self.listener)(Heard::Event(event)).await;
+                    }
+                }
+            }
+            self.heard.insert(id, sent_at);
+            self.since = self.since.max(Some(sent_at));
+        }
+        let oldest = since - 2 * OVERLAP_MICROS;
+        self.heard.retain(|_, sent_at| *sent_at > oldest);
+        Ok(())
+    }
+
+    fn wants(&self, word: &str) -> bool {
+        self.types.iter().any(|wanted| wanted.word() == word)
+    }
+}

@@ -228,7 +228,7 @@ impl Worker {
         let (name, now) = (self.job.name(), self.clock.now());
         let look = self.store.look(name, now).await?;
         if look.running {
-            let lost = self.store.lose(name, "its node did not come to its end", now).await?;
+            let lost = self.store.lose(name, "its node died in the middle", now).await?;
             warn!(job = name, lost, "Lost {lost} runs of job {name}: their node is no more");
         }
         let paused = look.standing.paused;

@@ -3,6 +3,7 @@
 
 mod activities;
 mod bad_input;
+mod docker;
 mod events;
 mod faults;
 mod jobs;
@@ -10,5 +11,6 @@ mod lists;
 mod nodes;
 mod sessions;
 mod stock;
+mod subscribe;
 mod support;
 mod takes;

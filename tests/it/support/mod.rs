@@ -6,6 +6,7 @@
 //! fails the test: a story that is skipped tells nothing.
 
 pub(crate) mod app;
+pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod invariants;

@@ -1,0 +1,44 @@
+//! A place on the RabbitMQ that `tests/run` started.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// What `docker/` loads into a broker; a server must find it as it would have made it.
+const DEFINITIONS: &str = include_str!("../../../docker/rabbitmq/definitions.json");
+
+/// A virtual host that nobody else uses, with the exchanges and queues of `docker/`. It goes with the broker.
+#[derive(Debug)]
+pub(crate) struct VirtualHost {
+    pub(crate) url: String,
+    name: String,
+}
+
+impl VirtualHost {
+    pub(crate) async fn create() -> Self {
+        let name = format!("story_{}", uuid::Uuid::now_v7().simple());
+        let (api, http) = (setting("TOMBOLA_TEST_RABBITMQ_API"), reqwest::Client::new());
+        let made = http.put(format!("{api}/vhosts/{name}")).send().await.unwrap();
+        made.error_for_status().expect("a virtual host");
+        let definitions: Value = serde_json::from_str(DEFINITIONS).unwrap();
+        let loaded = http.post(format!("{api}/definitions/{name}")).json(&definitions).send().await.unwrap();
+        loaded.error_for_status().expect("definitions that can be loaded");
+        let broker = setting("TOMBOLA_TEST_RABBITMQ_URL");
+        let (broker, _) = broker.rsplit_once('/').expect("a URL with a virtual host");
+        Self { url: format!("{broker}/{name}"), name }
+    }
+
+    /// Closes every connection, as a broker does that is stopped for maintenance.
+    pub(crate) fn close_connections(&self) {
+        let closed = Command::new(setting("TOMBOLA_TEST_RABBITMQCTL"))
+            .args(["close_all_connections", "--vhost", &self.name, "maintenance"])
+            .output()
+            .expect("rabbitmqctl");
+        assert!(closed.status.success(), "{}", String::from_utf8_lossy(&closed.stderr));
+    }
+}
+
+fn setting(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run tests/run, which starts a RabbitMQ"))
+}

@@ -204,13 +204,14 @@ impl Consumer {
             return Ok(());
         }
         let together = events.iter().map(|(event, _)| event.clone()).collect();
-        match self.apply(together, None).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.is_outage() => return Err(error),
-            Err(error) if events.len() > 1 => {
-                warn!(group = self.name(), %error, "Group {} tries {} events one by one: {error}", self.name(), events.len());
+        match (self.apply(together, None).await, events.as_slice()) {
+            (Ok(_), _) => return Ok(()),
+            (Err(error), _) if error.is_outage() => return Err(error),
+            (Err(error), [(event, origin)]) => return self.failed_first(event, origin, &error).await,
+            (Err(error), _) => {
+                let (group, count) = (self.name(), events.len());
+                warn!(group, %error, "Group {group} tries {count} events one by one: {error}");
             }
-            Err(_) => {}
         }
         let mut blocked: HashSet<String> = HashSet::new();
         for (event, origin) in events {

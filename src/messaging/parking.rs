@@ -24,7 +24,7 @@ use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::ParkedId;
 
 /// How long a taken event is its taker's; longer than any try takes.
-const CLAIM: Duration = Duration::from_secs(60);
+const CLAIM: Duration = Duration::from_secs(30);
 
 /// Parked events that are looked at a time.
 const PAGE: i64 = 64;

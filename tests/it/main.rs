@@ -3,6 +3,7 @@
 
 mod activities;
 mod bad_input;
+mod bus;
 mod docker;
 mod events;
 mod faults;

@@ -7,7 +7,7 @@ use serde_json::Value;
 /// What `docker/` loads into a broker; a server must find it as it would have made it.
 const DEFINITIONS: &str = include_str!("../../../docker/rabbitmq/definitions.json");
 
-/// A virtual host that nobody else uses, with the exchanges and queues of `docker/`. It goes with the broker.
+/// A virtual host that nobody else uses, with the exchanges and queues of `docker/`.
 #[derive(Debug)]
 pub(crate) struct VirtualHost {
     pub(crate) url: String,
@@ -26,6 +26,13 @@ impl VirtualHost {
         let broker = setting("TOMBOLA_TEST_RABBITMQ_URL");
         let (broker, _) = broker.rsplit_once('/').expect("a URL with a virtual host");
         Self { url: format!("{broker}/{name}"), name }
+    }
+
+    /// Removes it with all its queues, which cost the broker something even when they are empty.
+    pub(crate) async fn remove(self) {
+        let url = format!("{}/vhosts/{}", setting("TOMBOLA_TEST_RABBITMQ_API"), self.name);
+        let removed = reqwest::Client::new().delete(url).send().await.unwrap();
+        removed.error_for_status().expect("a virtual host that can be removed");
     }
 
     /// Closes every connection, as a broker does that is stopped for maintenance.

@@ -277,7 +277,12 @@ impl Config {
     /// When failed events are tried again.
     pub fn retries(&self) -> Retries {
         let MessagingConfig { retry_delays, sweep_every, .. } = &self.messaging;
-        Retries { delays: retry_delays.as_slice().into(), sweep_every: *sweep_every }
+        Retries {
+            delays: retry_delays.as_slice().into(),
+            sweep_every: *sweep_every,
+            // Whatever a try does, the database's deadline ends it.
+            claim: self.database.deadline * 3,
+        }
     }
 
     /// Whether this server has `role`.

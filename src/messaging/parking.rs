@@ -23,9 +23,6 @@ use crate::db::bulk::{Column, Rows};
 use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::ParkedId;
 
-/// How long a taken event is its taker's; longer than any try takes.
-const CLAIM: Duration = Duration::from_secs(30);
-
 /// Parked events that are looked at a time.
 const PAGE: i64 = 64;
 
@@ -43,6 +40,8 @@ pub struct Retries {
     pub delays: Arc<[Duration]>,
     /// How often due events are looked for.
     pub sweep_every: Duration,
+    /// How long a taken event is its taker's, if that one dies; longer than any try takes.
+    pub claim: Duration,
 }
 
 impl Retries {
@@ -250,9 +249,9 @@ impl Consumer {
 
     /// Makes `row` ours until the claim ends; of several that try, one succeeds.
     async fn claim(&self, row: &parked_event::Model) -> Result<bool, DbFault> {
-        let (id, due_at) = (row.id, row.due_at);
+        let (id, due_at, claim) = (row.id, row.due_at, self.retries.claim);
         let claiming = self.db.transaction(move |tx| async move {
-            let until = db::now_micros(&tx).await? + micros(CLAIM);
+            let until = db::now_micros(&tx).await? + micros(claim);
             let claimed = parked_event::Entity::update_many()
                 .col_expr(parked_event::Column::DueAt, Expr::value(until))
                 .filter(parked_event::Column::Id.eq(id))

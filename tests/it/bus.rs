@@ -203,10 +203,9 @@ async fn a_node_that_dies_leaves_nothing_undone(spine: &Spine) {
             ids.extend(spine.commit(&[(ActivityTaken, "7", None), (ActivityTaken, "8", None)]).await);
         }
         eventually(async || spine.applied("taken").await.len() > round * 15).await;
-        // As by kill -9, except that what the dead had leased or claimed need not run out.
+        // As by kill -9, except that the leases of the dead need not run out.
         drop(node);
         spine.execute("DELETE FROM job_lease").await;
-        spine.execute("UPDATE parked_event SET due_at = 0").await;
     }
     let node = spine.node(groups());
     spine.has_applied("taken", &ids).await;

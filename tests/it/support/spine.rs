@@ -194,7 +194,8 @@ impl Spine {
                 Arc::new(RabbitMq::new(&vhost.url.clone().into(), &groups.specs(), &delays).unwrap())
             }
         };
-        let retries = Retries { delays, sweep_every: Duration::from_millis(20) };
+        let retries =
+            Retries { delays, sweep_every: Duration::from_millis(20), claim: Duration::from_secs(2) };
         let stop = CancellationToken::new();
         let relay = Relay::new(self.db.clone(), bus.clone(), holder, Duration::from_millis(20));
         let (db, ids, consuming, ending) =

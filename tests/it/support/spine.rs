@@ -1,12 +1,14 @@
 //! The messaging spine without a shop around it: an outbox, a bus, and groups whose handlers do what a test tells them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use entities::{consumer_log, dead_letter, outbox, parked_event, queued_events};
+use futures_util::FutureExt;
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, IntoActiveModel, PaginatorTrait,
     QueryFilter, QueryOrder, Statement,
@@ -324,12 +326,29 @@ impl Spine {
 
     /// Waits until `group` has applied exactly `events`, each once, in any order.
     pub(crate) async fn has_applied(&self, group: &'static str, events: &[i64]) {
-        eventually(async || self.applied(group).await.len() >= events.len()).await;
+        let waiting = eventually(async || self.applied(group).await.len() >= events.len());
+        if AssertUnwindSafe(waiting).catch_unwind().await.is_err() {
+            let applied: HashSet<i64> = self.applied(group).await.into_iter().collect();
+            let missing: Vec<&i64> = events.iter().filter(|id| !applied.contains(id)).collect();
+            panic!("group {group} did not apply {missing:?}; {}", self.state().await);
+        }
         let mut applied = self.applied(group).await;
         applied.sort_unstable();
         let mut events = events.to_vec();
         events.sort_unstable();
         assert_eq!(applied, events, "what group {group} applied");
+    }
+
+    /// What is still under way, for whoever must find out why.
+    async fn state(&self) -> String {
+        self.read(async |connection| {
+            let unsent = outbox::Entity::find().filter(outbox::Column::SentAt.is_null());
+            let unsent: Vec<outbox::Model> = unsent.all(connection).await.unwrap();
+            let queued = queued_events::Entity::find().all(connection).await.unwrap();
+            let parked = parked_event::Entity::find().all(connection).await.unwrap();
+            format!("unsent: {unsent:?}; queued: {queued:?}; parked: {parked:?}")
+        })
+        .await
     }
 
     async fn read<T>(&self, work: impl AsyncFnOnce(&DatabaseConnection) -> T) -> T {
@@ -362,5 +381,8 @@ impl SpineNode {
 impl Drop for SpineNode {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
+        // A process that is gone has no connections.
+        let bus = self.bus.clone();
+        tokio::spawn(async move { bus.close().await });
     }
 }

@@ -117,6 +117,13 @@ impl Shared {
         Ok(connection)
     }
 
+    /// Ends a connection that something went wrong on. Dropping it is not enough: a consumer whose start was given up
+    /// may start all the same, and would hold its messages for as long as the connection lives.
+    pub(super) async fn discard(&self, broken: &Arc<Connection>) {
+        self.connection.lock().await.take_if(|connection| Arc::ptr_eq(connection, broken));
+        close(broken).await;
+    }
+
     pub(super) async fn close(&self) {
         if let Some(connection) = self.connection.lock().await.take() {
             close(&connection).await;

@@ -88,15 +88,28 @@ impl RabbitMq {
 
     async fn consume(&self, task: &Task<'_>, stop: &CancellationToken) -> Result<(), LinkError> {
         let connection = self.0.consuming.get().await?;
+        let ended = self.consume_on(&connection, task, stop).await;
+        if ended.is_err() {
+            self.0.consuming.discard(&connection).await;
+        }
+        ended
+    }
+
+    async fn consume_on(
+        &self,
+        connection: &lapin::Connection,
+        task: &Task<'_>,
+        stop: &CancellationToken,
+    ) -> Result<(), LinkError> {
         let channel = link::within(connection.create_channel()).await?;
         link::declare(&channel, &self.0.groups, &self.0.delays).await?;
         link::within(channel.close(200, "OK".into())).await?;
         match task {
             Task::Queue { queue, group, sink } => {
-                consumer::consume(&connection, queue, group, *sink, stop).await
+                consumer::consume(connection, queue, group, *sink, stop).await
             }
-            Task::Ear { types, listener } => consumer::listen(&connection, types, listener).await,
-            Task::Reminders(wake) => consumer::wake(&connection, wake).await,
+            Task::Ear { types, listener } => consumer::listen(connection, types, listener).await,
+            Task::Reminders(wake) => consumer::wake(connection, wake).await,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The stock actor of one activity: a thin shell that collects while the engine commits.
 //!
-//! It never awaits in a handler. The engine is either at home or away in the one future that serves a batch; requests
-//! that come meanwhile wait in a queue and are the next batch. So the batch grows with the load and is one when idle,
-//! without a timer.
+//! It never awaits in a handler. The engine is either at home or away in the one future that serves batch after batch,
+//! until nobody waits; requests that come during a batch wait in the intake and are the next one. So the batch grows
+//! with the load and is one when idle, without a timer, and under load no thread but the database's has to be woken
+//! between two batches.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
-use super::engine::{Engine, Notice};
+use super::engine::Engine;
 use super::gauge::Gauge;
 use super::store::StockStore;
 use crate::actors::registry::{Handle, Registry};
@@ -35,10 +36,9 @@ pub struct StockActor {
     registry: Weak<StockRegistry>,
     max_batch: usize,
     passivate_after: Duration,
-    /// At home unless a batch is being served.
+    /// At home unless it serves.
     engine: Option<Engine>,
     gauge: Arc<Gauge>,
-    notices: Vec<Notice>,
     last_asked: Instant,
     stopping: Vec<oneshot::Sender<()>>,
 }
@@ -66,29 +66,25 @@ impl StockActor {
             max_batch,
             passivate_after,
             gauge,
-            notices: Vec::new(),
             last_asked: Instant::now(),
             stopping: Vec::new(),
         }
     }
 
-    /// Serves the next batch if the engine is at home and there is one.
+    /// Serves what waits if the engine is at home and there is something.
     fn pump(&mut self, ctx: &mut Context<Self>) {
         let Some(mut engine) = self.engine.take() else { return };
-        for notice in self.notices.drain(..) {
-            engine.notice(notice);
-        }
-        let batch = self.gauge.intake.next(self.max_batch);
-        if batch.is_empty() {
+        let work = self.gauge.intake.next(self.max_batch);
+        if work.is_empty() {
             self.engine = Some(engine);
             if !self.stopping.is_empty() {
                 self.leave(ctx);
             }
             return;
         }
-        self.last_asked = Instant::now();
+        let most = self.max_batch;
         let away = self.store.db.spawn(async move {
-            engine.serve(batch).await;
+            engine.work(work, most).await;
             engine
         });
         ctx.spawn(away.into_actor(self).map(Self::came_home));
@@ -98,6 +94,7 @@ impl StockActor {
         match result {
             Ok(engine) => {
                 actor.engine = Some(engine);
+                actor.last_asked = Instant::now();
                 actor.pump(ctx);
             }
             Err(panic) => {
@@ -160,19 +157,6 @@ impl Handler<Wake> for StockActor {
     type Result = ();
 
     fn handle(&mut self, _: Wake, ctx: &mut Self::Context) {
-        self.pump(ctx);
-    }
-}
-
-impl Message for Notice {
-    type Result = ();
-}
-
-impl Handler<Notice> for StockActor {
-    type Result = ();
-
-    fn handle(&mut self, notice: Notice, ctx: &mut Self::Context) {
-        self.notices.push(notice);
         self.pump(ctx);
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
 use super::gauge::{Gauge, Waiting};
+use super::intake::Work;
 use super::model::{Take, TakeAnswer, TakeError, TakeState};
 use super::store::{ActivityView, Batch, CommitError, StockStore};
 use super::user_takes::{ReserveError, Takers};
@@ -136,8 +137,22 @@ impl Engine {
         Self { activity, store, gauge, view: None, window, takers, limit: None, seen: 0 }
     }
 
+    /// Does `work` and what the intake gets meanwhile, `most` requests a batch, until nothing is left.
+    pub(super) async fn work(&mut self, work: Work, most: usize) {
+        let mut next = work;
+        while !next.is_empty() {
+            for notice in next.notices {
+                self.notice(notice);
+            }
+            if !next.requests.is_empty() {
+                self.serve(next.requests).await;
+            }
+            next = self.gauge.intake.next(most);
+        }
+    }
+
     /// Takes note of what happened elsewhere.
-    pub fn notice(&mut self, notice: Notice) {
+    fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Changed => self.view = None,
             Notice::Released(take) => {
@@ -155,7 +170,7 @@ impl Engine {
     }
 
     /// Answers every request.
-    pub async fn serve(&mut self, requests: Vec<TakeRequest>) {
+    async fn serve(&mut self, requests: Vec<TakeRequest>) {
         let begun = self.gauge.begin_batch();
         let mut todo = requests;
         todo.iter_mut().for_each(|request| request.begun = true);

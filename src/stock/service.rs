@@ -140,10 +140,7 @@ impl StockService {
                         stock.activity_changed(activity);
                     }
                 }
-                Heard::Anew => stock.registry.all().iter().for_each(|actor| {
-                    actor.shared.changed();
-                    actor.addr.do_send(Notice::Changed);
-                }),
+                Heard::Anew => stock.registry.all().iter().for_each(|actor| tell(actor, Notice::Changed)),
             }
             std::future::ready(()).boxed()
         })
@@ -151,9 +148,7 @@ impl StockService {
 
     fn tell(&self, activity: ActivityId, notice: Notice) {
         if let Some(actor) = self.registry.find(activity) {
-            // At once: whoever saw the change answered must not be refused for what was before it.
-            actor.shared.changed();
-            actor.addr.do_send(notice);
+            tell(&actor, notice);
         }
     }
 
@@ -211,6 +206,14 @@ impl StockService {
         });
         futures_util::future::join_all(leaving).await;
         self.registry.stop();
+    }
+}
+
+fn tell(actor: &StockHandle, notice: Notice) {
+    // At once: whoever saw the change answered must not be refused for what was before it.
+    actor.shared.changed();
+    if actor.shared.intake.notify(notice) {
+        actor.addr.do_send(Wake);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is still to be said (outbox) and what was already answered (idempotency).
 
 use sea_orm_migration::prelude::*;
+use sea_orm_migration::sea_orm::DbBackend;
 
 use crate::columns::{id, long_text, optional_big, optional_text, required_big, required_int, table};
 
@@ -47,6 +48,12 @@ impl MigrationTrait for Migration {
                     .take(),
             )
             .await?;
+        if manager.get_database_backend() == DbBackend::Postgres {
+            // Compresses the events of a batch in a fifth of the time; not every PostgreSQL is built with it.
+            let lz4 = "DO $$ BEGIN ALTER TABLE outbox ALTER COLUMN events SET COMPRESSION lz4; \
+                       EXCEPTION WHEN feature_not_supported THEN NULL; END $$";
+            manager.get_connection().execute_unprepared(lz4).await?;
+        }
         manager
             .create_index(
                 Index::create()

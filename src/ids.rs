@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ferroid::define_snowflake_id;
 use ferroid::generator::{AtomicSnowflakeGenerator, Poll};
 use ferroid::time::TimeSource;
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
@@ -63,8 +64,7 @@ macro_rules! define_id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
+                deserializer.deserialize_str(Decimal).map(Self)
             }
         }
 
@@ -109,6 +109,21 @@ fn parse(text: &str) -> Result<i64, MalformedId> {
         return Err(MalformedId);
     }
     text.parse().map_err(|_| MalformedId)
+}
+
+/// Reads an id where it stands: every request brings the two of its access token.
+struct Decimal;
+
+impl Visitor<'_> for Decimal {
+    type Value = i64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<i64, E> {
+        parse(text).map_err(E::custom)
+    }
 }
 
 fn id_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {

@@ -84,7 +84,9 @@ fn caller(req: &HttpRequest) -> Result<Caller, ApiError> {
 }
 
 fn bearer(req: &HttpRequest) -> Option<&str> {
-    let (scheme, token) = req.headers().get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    // `HeaderValue::to_str` looks at each of the token's hundreds of bytes by itself.
+    let header = std::str::from_utf8(req.headers().get(AUTHORIZATION)?.as_bytes()).ok()?;
+    let (scheme, token) = header.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 

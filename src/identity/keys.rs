@@ -4,8 +4,9 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
+use jsonwebtoken::{Algorithm, Header};
 use ring::digest::{SHA256, digest};
+use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
@@ -70,11 +71,9 @@ impl SigningSecret {
 /// A secret made ready for use, and when it may be used; times are in seconds since the Unix epoch.
 pub(super) struct Key {
     pub(super) kid: String,
-    pub(super) header: Header,
     /// The first part of every token this key signs.
     pub(super) encoded_header: String,
-    pub(super) encoding: EncodingKey,
-    pub(super) decoding: DecodingKey,
+    pub(super) hmac: hmac::Key,
     /// Another key signs until then, while the other nodes learn of this one.
     pub(super) signs_from: i64,
     /// From then on its tokens are refused.
@@ -90,10 +89,8 @@ impl Key {
             serde_json::to_vec(&header).unwrap_or_else(|_| unreachable!("a header of strings is JSON"));
         Self {
             kid,
-            header,
             encoded_header: URL_SAFE_NO_PAD.encode(json),
-            encoding: EncodingKey::from_secret(secret.text().as_bytes()),
-            decoding: DecodingKey::from_secret(secret.text().as_bytes()),
+            hmac: hmac::Key::new(hmac::HMAC_SHA256, secret.text().as_bytes()),
             signs_from: i64::MIN,
             retires_at: i64::MAX,
         }

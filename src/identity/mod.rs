@@ -6,7 +6,6 @@
 //! logins, new users, logout.
 
 pub(crate) mod api;
-mod crypto;
 pub mod events;
 mod keys;
 mod model;

@@ -31,12 +31,15 @@ use crate::ids::EventId;
 use crate::jobs::{self, Host, JobService};
 use crate::lease;
 use crate::messaging::groups::Groups;
+use crate::messaging::reconcile::{CommittedAgainstSent, SentAgainstApplied};
 use crate::messaging::relay::Relay;
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::EventBus;
 use crate::ports::event_bus::embedded::EmbeddedBus;
 use crate::ports::event_bus::rabbitmq::RabbitMq;
+use crate::reconciliation::{Comparison, ReconciliationService};
 use crate::stock::gauge::AdmissionLimits;
+use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
 use crate::stock::{self, StockService, StockSettings};
 use crate::telemetry;
 
@@ -150,6 +153,7 @@ impl Ground {
         let all = vec![
             jobs::activity_states(activities.clone(), schedules.activity_states),
             jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
+            jobs::reconciliation(self.reconciliation(clock), schedules.reconciliation),
         ];
         let (clock, ids) = (clock.clone(), cluster.ids().clone());
         JobService::new(Host { db: db.clone(), clock, ids, holder: cluster.incarnation() }, all)
@@ -160,6 +164,19 @@ impl Ground {
         let (db, ids) = (self.db.clone(), self.cluster.ids().clone());
         let activities = ActivityService::new(db, clock.clone(), ids, Arc::new(|_| {}));
         self.jobs(config, clock, &activities)
+    }
+
+    /// Everything that should agree with something else.
+    pub fn reconciliation(&self, clock: &SharedClock) -> ReconciliationService {
+        let (db, ids) = (self.db.clone(), self.cluster.ids().clone());
+        let comparisons: Vec<Box<dyn Comparison>> = vec![
+            Box::new(TotalAgainstBlocks(db.clone())),
+            Box::new(BlocksAgainstTakes(db.clone())),
+            Box::new(ProjectionAgainstBlocks(db.clone())),
+            Box::new(CommittedAgainstSent(db.clone())),
+            Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &consumer_groups())),
+        ];
+        ReconciliationService::new(db, ids, clock.clone(), comparisons)
     }
 
     /// Closes the database.
@@ -234,7 +251,7 @@ impl App {
             false => runtime.spawn(std::future::ready(())),
         };
 
-        let groups = Groups::new(vec![stock::projection::group()]);
+        let groups = consumer_groups();
         let bus = event_bus(&config, &ground, &groups).map_err(StartError::Bus)?;
         let stop_messaging = CancellationToken::new();
         let mut messaging = JoinSet::new();
@@ -257,12 +274,14 @@ impl App {
         let readiness = Readiness::new(checks(db, cluster));
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
         let (activities, takes, jobs) = (Data::new(activities), Data::new(stock.clone()), Data::new(jobs));
+        let reconciliation = Data::new(ground.reconciliation(&clock));
         let listening = http::start(&http_settings(&config), readiness.clone(), metrics, move |routes| {
             routes
                 .app_data(tokens.clone())
                 .app_data(identity.clone())
                 .app_data(activities.clone())
                 .app_data(takes.clone())
+                .app_data(reconciliation.clone())
                 .app_data(jobs.clone());
         });
         let address = config.http.address;
@@ -327,6 +346,11 @@ async fn first_operator(
     let (password, text) = NewPassword::generate();
     identity.add_user(&name, Roles::from(Role::Operator), password).await?;
     Ok(Some((name, text)))
+}
+
+/// Every consumer group there is.
+fn consumer_groups() -> Groups {
+    Groups::new(vec![stock::projection::group()])
 }
 
 /// What carries events from the outbox to the groups.

@@ -28,6 +28,7 @@ use crate::identity::{
 };
 use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
 use crate::ports::clock::{SharedClock, SystemClock};
+use crate::reconciliation::{ReconciliationError, ReconciliationService};
 use crate::telemetry::{Telemetry, TelemetryError};
 
 const HELP: &str = "\
@@ -79,6 +80,12 @@ enum Command {
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Compare what should agree, and print the differences. Fails if there are any.
+    Reconcile {
+        /// Apply what each difference proposes.
+        #[arg(long)]
+        apply: bool,
+    },
     /// Print the OpenAPI document.
     Openapi,
     /// Print the AsyncAPI document of the events.
@@ -96,6 +103,10 @@ struct ServeArgs {
     /// Keep a sale running, with simulated shoppers, to have something alive to look at.
     #[arg(long)]
     demo: bool,
+
+    /// What this server does: http, relay, consumer, jobs, with commas between [roles].
+    #[arg(long = "role", value_name = "ROLES")]
+    roles: Option<String>,
 
     /// Which database to use, as in sqlite://data/tombola.db [database.url].
     #[arg(long, value_name = "URL")]
@@ -182,6 +193,12 @@ enum Failure {
     Jobs(#[from] JobsError),
     #[error("job {} {}{}", .0.job, .0.state, .0.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
     Run(Box<Run>),
+    #[error(transparent)]
+    Reconciliation(#[from] ReconciliationError),
+    #[error("could not compare {0}")]
+    NotCompared(String),
+    #[error("there are {0} differences; `tombola reconcile --apply` does what is proposed")]
+    Differences(usize),
     #[error("the password on standard input cannot be used: {0}")]
     Password(#[from] InvalidPassword),
     #[error("cannot write {}: {source}", file.display())]
@@ -244,6 +261,9 @@ impl Command {
                     write_tokens(tokens, &args.out).await
                 })
             }
+            Self::Reconcile { apply } => beside_the_server(&sources.load()?.config, async |ground, clock| {
+                reconcile(&ground.reconciliation(clock), apply).await
+            }),
             Self::Job(command) => {
                 let config = sources.load()?.config;
                 beside_the_server(&config, async |ground, clock| {
@@ -271,7 +291,8 @@ impl ServeArgs {
     fn settings(&self) -> Vec<(&'static str, &'static str, String)> {
         let address = self.address.map(|address| ("http.address", "flag --address", address.to_string()));
         let database = self.database_url.clone().map(|url| ("database.url", "flag --database-url", url));
-        address.into_iter().chain(database).collect()
+        let roles = self.roles.clone().map(|roles| ("roles", "flag --role", roles));
+        address.into_iter().chain(database).chain(roles).collect()
     }
 }
 
@@ -371,6 +392,32 @@ fn beside_the_server(
         ground.close().await;
         done
     })
+}
+
+async fn reconcile(service: &ReconciliationService, apply: bool) -> Result<(), Failure> {
+    let run = service.run().await?;
+    let mut open = 0;
+    let mut out = std::io::stdout();
+    for difference in run.differences {
+        writeln!(out, "{}: {} Proposed: {}.", difference.comparison, difference.detail, difference.action)?;
+        if apply {
+            let settled = service.apply(difference.id).await?;
+            writeln!(out, "  {}", settled.outcome.unwrap_or_default())?;
+        } else {
+            open += 1;
+        }
+    }
+    if let Some(failed) = run.failed {
+        return Err(Failure::NotCompared(failed));
+    }
+    if open > 0 {
+        return Err(Failure::Differences(open));
+    }
+    Ok(writeln!(
+        out,
+        "{}",
+        if run.found == 0 { "Everything agrees." } else { "Every difference is settled." }
+    )?)
 }
 
 async fn add_user(

@@ -186,6 +186,7 @@ pub struct JobsConfig {
 pub struct JobSchedules {
     pub activity_states: Schedule,
     pub log_trimming: Schedule,
+    pub reconciliation: Schedule,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]

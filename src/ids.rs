@@ -87,6 +87,8 @@ define_id! {
     BlockId,
     /// Names a message that could not be applied.
     DeadLetterId,
+    /// Names a difference that a reconciliation found.
+    DifferenceId,
     /// Names an event.
     EventId,
     /// Names a stock adjustment.
@@ -95,6 +97,8 @@ define_id! {
     JobRunId,
     /// Names an event's place among those that are to be tried later.
     ParkedId,
+    /// Names a run of the reconciliation.
+    ReconciliationId,
     /// Names a take.
     TakeId,
     /// Names an access token, so that it can be revoked.
@@ -219,9 +223,11 @@ from_new_id!(
     BatchId,
     BlockId,
     DeadLetterId,
+    DifferenceId,
     EventId,
     JobRunId,
     ParkedId,
+    ReconciliationId,
     TakeId,
     TokenId,
     UserId

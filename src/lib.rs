@@ -21,6 +21,7 @@ pub mod jobs; // work by schedule or on demand that one node does for all, and i
 pub mod lease; // which node does a piece of work, until when
 pub mod messaging; // events, written with their cause
 pub mod ports; // what the outside gives us: time
+pub mod reconciliation; // what should agree and does not, each with a proposed action
 pub mod stock; // who gets which unit, exactly
 pub mod telemetry; // logs, metrics, traces
 pub mod trace; // which trace work belongs to, and so its events

@@ -15,6 +15,7 @@ mod m20261121_000004_messaging;
 mod m20261121_000005_consumers;
 mod m20261121_000006_jobs;
 mod m20261121_000007_stock_projection;
+mod m20261121_000008_reconciliation;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000005_consumers::Migration),
             Box::new(m20261121_000006_jobs::Migration),
             Box::new(m20261121_000007_stock_projection::Migration),
+            Box::new(m20261121_000008_reconciliation::Migration),
         ]
     }
 }

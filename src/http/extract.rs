@@ -15,10 +15,11 @@ use actix_web::web::{Bytes, BytesMut, Data};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
 use futures_util::future::{Either, LocalBoxFuture};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::error::{ApiError, Code, FieldError};
 use crate::idempotency::RequestKey;
@@ -38,6 +39,15 @@ pub struct BodyDeadline(pub Duration);
 pub trait Validate {
     /// Names every member that is not acceptable.
     fn validate(&self, errors: &mut Vec<FieldError>);
+}
+
+/// The body of a request that has no members: none, or `{}`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoMembers {}
+
+impl Validate for NoMembers {
+    fn validate(&self, _: &mut Vec<FieldError>) {}
 }
 
 /// A JSON body of at most `LIMIT` bytes, checked.

@@ -10,6 +10,7 @@ use crate::activity::api as activity;
 use crate::identity::api as identity;
 use crate::jobs::api as jobs;
 use crate::messaging::asyncapi;
+use crate::reconciliation::api as reconciliation;
 use crate::stock::api as stock;
 
 /// Everything under `/api/v1`.
@@ -33,7 +34,10 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(jobs::edit)
         .service(jobs::start)
         .service(jobs::history)
-        .service(jobs::show);
+        .service(jobs::show)
+        .service(reconciliation::list)
+        .service(reconciliation::run)
+        .service(reconciliation::apply);
 }
 
 /// What operators, load balancers and monitoring ask.

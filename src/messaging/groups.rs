@@ -7,7 +7,7 @@ use futures_util::future::{join, join_all};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::consumer::{Consumer, Group};
+use super::consumer::{Consumer, Group, Repeats};
 use super::dead_letter::Cemetery;
 use super::parking::Retries;
 use crate::db::Database;
@@ -35,6 +35,12 @@ impl Groups {
     /// What the bus must know of them.
     pub fn specs(&self) -> Arc<[GroupSpec]> {
         self.specs.clone()
+    }
+
+    /// Those that keep a log of what they applied.
+    pub fn logged(&self) -> Vec<GroupSpec> {
+        let logged = self.groups.iter().filter(|group| group.repeats == Repeats::Logged);
+        logged.map(|group| group.spec).collect()
     }
 
     /// Consumes for every group until `stop`.

@@ -13,4 +13,5 @@ pub mod envelope;
 pub mod groups;
 pub mod outbox;
 pub mod parking;
+pub mod reconcile;
 pub mod relay;

@@ -85,6 +85,23 @@ pub(super) async fn forget(tx: &Tx, row: i64) -> Result<(), DbFault> {
     Ok(())
 }
 
+/// A row that parks `event`; when it is due is still to be said.
+pub(super) fn row(id: &ParkedId, group: &str, event: &Envelope, origin: &str) -> parked_event::ActiveModel {
+    parked_event::ActiveModel {
+        id: Set(id.0),
+        group_name: Set(group.to_owned()),
+        event_id: Set(event.id.0),
+        event_type: Set(event.event_type.clone()),
+        subject: Set(event.subject.clone()),
+        body: Set(event.to_text()),
+        attempts: Set(0),
+        due_at: Set(0),
+        last_error: Set(None),
+        first_failed_at: Set(None),
+        origin: Set(origin.to_owned()),
+    }
+}
+
 /// Parks `row`'s event, unless it is parked already.
 pub(super) async fn insert(tx: &Tx, row: parked_event::ActiveModel) -> Result<(), DbFault> {
     let (Set(group), Set(event)) = (&row.group_name, &row.event_id) else {
@@ -154,19 +171,7 @@ impl Consumer {
     }
 
     fn row(&self, event: &Envelope, origin: &str) -> Result<parked_event::ActiveModel, DbFault> {
-        Ok(parked_event::ActiveModel {
-            id: Set(self.ids.next::<ParkedId>()?.0),
-            group_name: Set(self.name().to_owned()),
-            event_id: Set(event.id.0),
-            event_type: Set(event.event_type.clone()),
-            subject: Set(event.subject.clone()),
-            body: Set(event.to_text()),
-            attempts: Set(0),
-            due_at: Set(0),
-            last_error: Set(None),
-            first_failed_at: Set(None),
-            origin: Set(origin.to_owned()),
-        })
+        Ok(row(&self.ids.next()?, self.name(), event, origin))
     }
 
     /// Tries what is due, again and again, until `stop`.

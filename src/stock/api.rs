@@ -11,8 +11,8 @@ use super::model::{Take, TakeAnswer};
 use super::service::StockService;
 use crate::error::FieldError;
 use crate::http::{
-    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, OptionalBody, Page, PathId, Validate,
-    answered, request_key,
+    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
+    Validate, answered, request_key,
 };
 use crate::idempotency::Answered;
 use crate::identity::Caller;
@@ -22,15 +22,6 @@ use crate::refusals;
 refusals!(TakeRefusals: ActivityNotRunning, SoldOut, TakeLimitReached, IdempotencyKeyReused, Overloaded);
 refusals!(ReleaseRefusals: TransitionNotAllowed, IdempotencyKeyReused, IdempotencyInProgress);
 refusals!(AdjustRefusals: TransitionNotAllowed, StockInsufficient, IdempotencyKeyReused, IdempotencyInProgress);
-
-/// A take needs no members.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NoMembers {}
-
-impl Validate for NoMembers {
-    fn validate(&self, _: &mut Vec<FieldError>) {}
-}
 
 /// Takes one token of the activity.
 ///

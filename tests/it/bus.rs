@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tombola::messaging::catalogue::EventType::{self, *};
+use tombola::messaging::groups::Groups;
 use tombola::ports::event_bus::GroupSpec;
 
 use crate::support::spine::{Bus, Mood, Spine, spec};
@@ -39,6 +40,7 @@ promises!(
     a_node_that_dies_leaves_nothing_undone,
     two_nodes_share_a_group,
     every_node_hears_a_broadcast,
+    an_event_that_was_lost_is_found_and_delivered_again,
 );
 
 const TAKEN: &[EventType] = &[ActivityTaken];
@@ -266,4 +268,35 @@ async fn every_node_hears_a_broadcast(spine: &Spine) {
     for node in nodes {
         node.stop().await;
     }
+}
+
+async fn an_event_that_was_lost_is_found_and_delivered_again(spine: &Spine) {
+    use tombola::messaging::reconcile::SentAgainstApplied;
+    use tombola::reconciliation::Comparison;
+
+    let groups = || vec![spine.recorder(spec("taken", TAKEN)), spine.recorder(spec("all", ALL))];
+    let node = spine.node(groups());
+    let ids = spine.commit(&[(ActivityTaken, "7", None); 5]).await;
+    spine.has_applied("taken", &ids).await;
+    spine.has_applied("all", &ids).await;
+    let comparison =
+        SentAgainstApplied::new(spine.db.clone(), spine.cluster.ids().clone(), &Groups::new(groups()));
+    // Sent two minutes ago: long enough to be missed.
+    spine.execute("UPDATE outbox SET sent_at = sent_at - 120000000").await;
+    eventually(async || spine.is_quiet().await).await;
+    assert_eq!(comparison.compare().await.unwrap(), []);
+
+    spine.execute("DELETE FROM effect WHERE group_name = 'taken'").await;
+    spine.execute("DELETE FROM consumer_log WHERE group_name = 'taken'").await;
+    let differences = comparison.compare().await.unwrap();
+    assert_eq!(differences.len(), 5);
+    for difference in &differences {
+        assert!(comparison.apply(&difference.subject).await.unwrap().is_some());
+    }
+    spine.has_applied("taken", &ids).await;
+    eventually(async || spine.is_quiet().await).await;
+    assert_eq!(comparison.compare().await.unwrap(), []);
+    assert_eq!(comparison.apply(&differences[0].subject).await.unwrap(), None);
+    node.stop().await;
+    spine.has_applied("all", &ids).await;
 }

@@ -10,6 +10,7 @@ mod faults;
 mod jobs;
 mod lists;
 mod nodes;
+mod reconciliation;
 mod sessions;
 mod stock;
 mod subscribe;

@@ -1,0 +1,52 @@
+//! Reconciliation over HTTP (API.md, Operating).
+
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Json};
+use actix_web::{HttpResponse, get, post};
+
+use super::model::{Difference, Reconciliation};
+use super::service::ReconciliationService;
+use crate::http::{ApiResult, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId, Staff};
+use crate::ids::{DifferenceId, ReconciliationId};
+use crate::refusals;
+
+refusals!(ApplyRefusals: TransitionNotAllowed);
+
+/// Lists the runs, newest first, each with its differences and what is proposed about them.
+#[utoipa::path(tag = "reconciliation", params(Page),
+    responses((status = 200, description = "A page of runs", body = List<Reconciliation>)))]
+#[get("/admin/reconciliations")]
+pub(crate) async fn list(
+    service: Data<ReconciliationService>,
+    _: Staff,
+    query: ListQuery,
+) -> ApiResult<Json<List<Reconciliation>>> {
+    let page = query.page;
+    let runs = service.list(page.after().map(ReconciliationId), page.rows()).await?;
+    Ok(Json(page.list(runs, |row| row.id.0, |row| row)))
+}
+
+/// Compares everything now and answers the differences. Nothing is changed.
+#[utoipa::path(tag = "reconciliation", request_body = Option<NoMembers>,
+    responses((status = 201, description = "The run, with its differences", body = Reconciliation)))]
+#[post("/admin/reconciliations")]
+pub(crate) async fn run(
+    service: Data<ReconciliationService>,
+    _: Operator,
+    _: OptionalBody<NoMembers>,
+) -> ApiResult<HttpResponse> {
+    Ok(HttpResponse::build(StatusCode::CREATED).json(service.run().await?))
+}
+
+/// Does what a difference proposes. It looks again first: what is gone by itself is left alone.
+#[utoipa::path(tag = "reconciliation", request_body = Option<NoMembers>,
+    responses((status = 200, description = "The difference, settled", body = Difference), ApplyRefusals))]
+#[post("/admin/differences/{id}/apply")]
+pub(crate) async fn apply(
+    service: Data<ReconciliationService>,
+    _: Operator,
+    id: PathId<DifferenceId>,
+    _: OptionalBody<NoMembers>,
+) -> ApiResult<Json<Difference>> {
+    Ok(Json(service.apply(id.0).await?))
+}

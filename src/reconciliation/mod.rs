@@ -1,0 +1,13 @@
+//! Compares what should agree, and names what does not (REC-1 to REC-3).
+//!
+//! Each module brings its [`Comparison`]s: what was sent against what was applied, stock against takes, a projection
+//! against the truth. Nothing is repaired silently: a run keeps its differences, each with the action it proposes, and
+//! an operator has that action applied with one call. Applying looks again first, so it does no harm if the difference
+//! is gone, or if it is asked for twice.
+
+pub mod api;
+mod model;
+mod service;
+
+pub use model::{Difference, DifferenceState, Found, Reconciliation, ReconciliationError};
+pub use service::{Comparison, ReconciliationService};

@@ -41,13 +41,37 @@ pub trait Validate {
     fn validate(&self, errors: &mut Vec<FieldError>);
 }
 
-/// The body of a request that has no members: none, or `{}`.
+/// The body of a request that needs no members.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoMembers {}
 
 impl Validate for NoMembers {
     fn validate(&self, _: &mut Vec<FieldError>) {}
+}
+
+/// Why an operator does something.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reason {
+    /// Kept with what is done.
+    #[schema(min_length = 1, max_length = 256)]
+    pub reason: String,
+}
+
+impl Validate for Reason {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        validate_reason(&self.reason, errors);
+    }
+}
+
+/// Names the member `reason` if it is none.
+pub fn validate_reason(reason: &str, errors: &mut Vec<FieldError>) {
+    let length = reason.trim().chars().count();
+    if !(1..=256).contains(&length) || reason.chars().any(char::is_control) {
+        let detail = "1 to 256 characters, not only blanks, no control characters".to_owned();
+        errors.push(FieldError { pointer: "/reason".to_owned(), detail });
+    }
 }
 
 /// A JSON body of at most `LIMIT` bytes, checked.
@@ -306,7 +330,6 @@ pub fn request_key(
 #[cfg(test)]
 mod tests {
     use actix_web::test::TestRequest;
-    use serde::Deserialize;
 
     use super::*;
 

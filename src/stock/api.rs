@@ -12,7 +12,7 @@ use super::service::StockService;
 use crate::error::FieldError;
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
-    Validate, answered, request_key,
+    Reason, Validate, answered, request_key, validate_reason,
 };
 use crate::idempotency::Answered;
 use crate::identity::Caller;
@@ -58,33 +58,10 @@ pub(crate) async fn my_takes(
     Ok(Json(page.list(takes, |row| row.id.0, |row| row)))
 }
 
-/// Why an operator does something.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ReleaseBody {
-    /// Kept with the take.
-    #[schema(min_length = 1, max_length = 256)]
-    pub reason: String,
-}
-
-impl Validate for ReleaseBody {
-    fn validate(&self, errors: &mut Vec<FieldError>) {
-        validate_reason(&self.reason, errors);
-    }
-}
-
-fn validate_reason(reason: &str, errors: &mut Vec<FieldError>) {
-    let length = reason.trim().chars().count();
-    if !(1..=256).contains(&length) || reason.chars().any(char::is_control) {
-        let detail = "1 to 256 characters, not only blanks, no control characters".to_owned();
-        errors.push(FieldError { pointer: "/reason".to_owned(), detail });
-    }
-}
-
 /// Gives a take's token back, to be sold again.
 ///
 /// The user's limit gets it back too. A take released before answers the same.
-#[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = ReleaseBody,
+#[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = Reason,
     responses((status = 200, description = "The take, released", body = Take), ReleaseRefusals))]
 #[post("/admin/takes/{id}/release")]
 pub(crate) async fn release(
@@ -93,7 +70,7 @@ pub(crate) async fn release(
     operator: Operator,
     id: PathId<TakeId>,
     key: IdempotencyKey,
-    body: JsonBody<ReleaseBody>,
+    body: JsonBody<Reason>,
 ) -> ApiResult<HttpResponse> {
     let key = request_key(operator.0.user, &req, &key, body.fingerprint);
     let released = stock.release(id.0, body.value.reason, key).await?;

@@ -27,6 +27,9 @@ pub const SOURCE: &str = "tombola";
 /// The largest event that is read.
 pub const MAX_BYTES: usize = 1 << 20;
 
+/// The longest type and the longest subject, in characters: what the columns take.
+const MAX_TERM: usize = 64;
+
 pub(super) const SPEC_VERSION: &str = "1.0";
 pub(super) const DATA_CONTENT_TYPE: &str = "application/json";
 
@@ -59,8 +62,8 @@ pub enum Undecodable {
     Attributes(String),
     #[error("`{attribute}` is {found:?}, not {expected:?}")]
     Attribute { attribute: &'static str, expected: &'static str, found: String },
-    #[error("`{0}` is empty")]
-    Empty(&'static str),
+    #[error("`{0}` is not 1 to {MAX_TERM} characters without control characters")]
+    NoTerm(&'static str),
     #[error("{found} was read as {expected}")]
     Type { expected: EventType, found: String },
     #[error("the data of {event_type} cannot be read: {error}")]
@@ -147,8 +150,8 @@ impl Envelope {
         must_be("datacontenttype", DATA_CONTENT_TYPE, wire.datacontenttype)?;
         Ok(Self {
             id: wire.id,
-            event_type: filled("type", wire.r#type)?,
-            subject: filled("subject", wire.subject)?,
+            event_type: term("type", wire.r#type)?,
+            subject: term("subject", wire.subject)?,
             sequence: wire.sequence.map(|Sequence(number)| number),
             time: wire.time,
             traceparent: wire.traceparent.as_deref().and_then(Traceparent::parse),
@@ -172,8 +175,13 @@ fn must_be(attribute: &'static str, expected: &'static str, found: Cow<'_, str>)
     }
 }
 
-fn filled(attribute: &'static str, text: Cow<'_, str>) -> Result<String, Undecodable> {
-    if text.is_empty() { Err(Undecodable::Empty(attribute)) } else { Ok(text.into_owned()) }
+fn term(attribute: &'static str, text: Cow<'_, str>) -> Result<String, Undecodable> {
+    if is_term(&text) { Ok(text.into_owned()) } else { Err(Undecodable::NoTerm(attribute)) }
+}
+
+/// Whether `text` can be a type or a subject: fit to be kept, compared and shown in a line.
+pub(super) fn is_term(text: &str) -> bool {
+    (1..=MAX_TERM).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 /// A version, as text that sorts as the numbers do.
@@ -219,8 +227,10 @@ mod tests {
     #[case::number("specversion", json!(1.0), "ours: specversion: invalid type: floating point `1.0`, expected a string")]
     #[case::id("id", json!("A234-1234"), "ours: id: an id is a decimal number")]
     #[case::null("subject", json!(null), "ours: subject: invalid type: null, expected a string")]
-    #[case::no_type("type", json!(""), "`type` is empty")]
-    #[case::no_subject("subject", json!(""), "`subject` is empty")]
+    #[case::no_type("type", json!(""), "`type` is not 1 to 64 characters")]
+    #[case::no_subject("subject", json!(""), "`subject` is not 1 to 64 characters")]
+    #[case::long_type("type", json!("x".repeat(65)), "`type` is not 1 to 64 characters")]
+    #[case::control("subject", json!("7\u{0}"), "`subject` is not 1 to 64 characters without control")]
     #[case::time("time", json!("yesterday"), "ours: time: ")]
     #[case::sequence("sequence", json!(4), "ours: sequence: ")]
     #[case::sign("sequence", json!("-4"), "a decimal number of up to 19 digits")]
@@ -311,7 +321,7 @@ mod tests {
         #[test]
         fn what_is_sent_is_what_arrives(
             id in 0..=i64::MAX,
-            (event_type, subject) in ("\\PC{1,20}", ".{1,20}"),
+            (event_type, subject) in ("\\PC{1,64}", "\\PC{1,64}"),
             sequence in proptest::option::of(0..=i64::MAX),
             micros in 0..253_402_300_799_000_000_i64,
             text in ".*",

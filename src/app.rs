@@ -30,9 +30,12 @@ use crate::identity::{
 use crate::ids::EventId;
 use crate::jobs::{self, Host, JobService};
 use crate::lease;
+use crate::messaging::dead_letter::DeadLetters;
 use crate::messaging::groups::Groups;
+use crate::messaging::outbox_rows::OutboxRows;
 use crate::messaging::reconcile::{CommittedAgainstSent, SentAgainstApplied};
 use crate::messaging::relay::Relay;
+use crate::messaging::{consumer, dead_letter, outbox_rows};
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::EventBus;
 use crate::ports::event_bus::embedded::EmbeddedBus;
@@ -149,10 +152,19 @@ impl Ground {
     pub fn jobs(&self, config: &Config, clock: &SharedClock, activities: &ActivityService) -> JobService {
         let Self { db, cluster, .. } = self;
         let schedules = config.jobs.schedules.clone();
-        let logs = vec![idempotency::LOG, jobs::history(config.jobs.keep_runs)];
+        let keep = config.messaging.keep;
+        let logs = vec![
+            idempotency::LOG,
+            jobs::history(config.jobs.keep_runs),
+            outbox_rows::log(keep),
+            consumer::log(keep),
+            dead_letter::log(keep),
+        ];
         let all = vec![
             jobs::activity_states(activities.clone(), schedules.activity_states),
+            jobs::dead_letter_replay(self.dead_letters(clock), schedules.dead_letter_replay),
             jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
+            jobs::outbox_sweep(self.outbox(clock), schedules.outbox_sweep),
             jobs::reconciliation(self.reconciliation(clock), schedules.reconciliation),
         ];
         let (clock, ids) = (clock.clone(), cluster.ids().clone());
@@ -177,6 +189,21 @@ impl Ground {
             Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &consumer_groups())),
         ];
         ReconciliationService::new(db, ids, clock.clone(), comparisons)
+    }
+
+    /// What the consumer groups could not apply.
+    pub fn dead_letters(&self, clock: &SharedClock) -> DeadLetters {
+        DeadLetters::new(
+            self.db.clone(),
+            clock.clone(),
+            self.cluster.ids().clone(),
+            consumer_groups().specs(),
+        )
+    }
+
+    /// What was committed to be published.
+    fn outbox(&self, clock: &SharedClock) -> OutboxRows {
+        OutboxRows::new(self.db.clone(), clock.clone())
     }
 
     /// Closes the database.
@@ -275,6 +302,7 @@ impl App {
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
         let (activities, takes, jobs) = (Data::new(activities), Data::new(stock.clone()), Data::new(jobs));
         let reconciliation = Data::new(ground.reconciliation(&clock));
+        let (letters, outbox) = (Data::new(ground.dead_letters(&clock)), Data::new(ground.outbox(&clock)));
         let listening = http::start(&http_settings(&config), readiness.clone(), metrics, move |routes| {
             routes
                 .app_data(tokens.clone())
@@ -282,7 +310,9 @@ impl App {
                 .app_data(activities.clone())
                 .app_data(takes.clone())
                 .app_data(reconciliation.clone())
-                .app_data(jobs.clone());
+                .app_data(jobs.clone())
+                .app_data(letters.clone())
+                .app_data(outbox.clone());
         });
         let address = config.http.address;
         let listening = listening.map_err(|source| StartError::Listen { address, source })?;

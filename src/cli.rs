@@ -23,10 +23,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::app::{self, App, Ground, Running, StartError};
 use crate::config::{Config, ConfigError, Loaded, Sources};
 use crate::demo::{self, Pace};
+use crate::idempotency::Answered;
 use crate::identity::{
     AccessToken, IdentityError, IdentityService, InvalidPassword, NewPassword, Role, Roles, UserName,
 };
-use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
+use crate::ids::DeadLetterId;
+use crate::jobs::{DEAD_LETTER_REPLAY, JobService, JobView, JobsError, LastRun, Run, RunState};
+use crate::messaging::dead_letter::{DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState};
 use crate::ports::clock::{SharedClock, SystemClock};
 use crate::reconciliation::{ReconciliationError, ReconciliationService};
 use crate::telemetry::{Telemetry, TelemetryError};
@@ -77,6 +80,9 @@ enum Command {
     /// Look at jobs, or run one now.
     #[command(subcommand)]
     Job(JobCommand),
+    /// Look at events that could not be applied, or try them again.
+    #[command(subcommand)]
+    DeadLetter(DeadLetterCommand),
     /// Look at the settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -165,6 +171,53 @@ enum JobCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum DeadLetterCommand {
+    /// Print dead letters, the latest first.
+    List {
+        #[command(flatten)]
+        filter: LetterArgs,
+
+        /// waiting, replaying, applied or discarded; left out: those that are waiting or replaying.
+        #[arg(long, value_parser = letter_state)]
+        state: Option<LetterState>,
+    },
+    /// Try dead letters again: one, or all that wait. Their state tells afterwards how it ended.
+    Replay {
+        /// One of the ids that `tombola dead-letter list` prints.
+        #[arg(required_unless_present = "all", conflicts_with_all = ["all", "group", "event_type"])]
+        id: Option<DeadLetterId>,
+
+        /// All that wait, or those of them that --group and --type name.
+        #[arg(long)]
+        all: bool,
+
+        #[command(flatten)]
+        filter: LetterArgs,
+
+        /// How long to wait, in seconds, while another replay is under way.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        wait_s: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+struct LetterArgs {
+    /// Only those of this consumer group.
+    #[arg(long)]
+    group: Option<String>,
+
+    /// Only those of this event type.
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+}
+
+impl From<LetterArgs> for LetterFilter {
+    fn from(LetterArgs { group, event_type }: LetterArgs) -> Self {
+        Self { group, event_type }
+    }
+}
+
+#[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Print every setting with the place it was written; secrets are masked.
     Show,
@@ -191,6 +244,8 @@ enum Failure {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Jobs(#[from] JobsError),
+    #[error(transparent)]
+    DeadLetter(#[from] DeadLetterError),
     #[error("job {} {}{}", .0.job, .0.state, .0.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default())]
     Run(Box<Run>),
     #[error(transparent)]
@@ -270,6 +325,13 @@ impl Command {
                     command.run(&ground.jobs_for_command(&config, clock)).await
                 })
             }
+            Self::DeadLetter(command) => {
+                let config = sources.load()?.config;
+                beside_the_server(&config, async |ground, clock| {
+                    let jobs = ground.jobs_for_command(&config, clock);
+                    command.run(&ground.dead_letters(clock), &jobs).await
+                })
+            }
             Self::Config(command) => command.run(sources),
             Self::Openapi => {
                 let document = crate::http::document().to_pretty_json().map_err(std::io::Error::from)?;
@@ -301,14 +363,73 @@ impl JobCommand {
         match self {
             Self::List => Ok(list_jobs(&jobs.list().await?, &mut std::io::stdout())?),
             Self::Run { name, params, wait_s } => {
-                let run = jobs.perform(&name, params, Duration::from_secs(wait_s)).await?;
-                if run.state != RunState::Done {
-                    return Err(Failure::Run(Box::new(run)));
-                }
-                let took = Duration::from_millis(run.duration_ms.unwrap_or_default().unsigned_abs());
-                let did = run.summary.as_deref().unwrap_or("nothing to do");
-                Ok(writeln!(std::io::stdout(), "Job {name} is done after {took:?}: {did}")?)
+                run_job(jobs, &name, params, Duration::from_secs(wait_s)).await
             }
+        }
+    }
+}
+
+/// Runs a job and prints what it did.
+async fn run_job(
+    jobs: &JobService,
+    name: &str,
+    params: Option<serde_json::Value>,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let run = jobs.perform(name, params, patience).await?;
+    if run.state != RunState::Done {
+        return Err(Failure::Run(Box::new(run)));
+    }
+    let took = Duration::from_millis(run.duration_ms.unwrap_or_default().unsigned_abs());
+    let did = run.summary.as_deref().unwrap_or("nothing to do");
+    Ok(writeln!(std::io::stdout(), "Job {name} is done after {took:?}: {did}")?)
+}
+
+impl DeadLetterCommand {
+    async fn run(self, letters: &DeadLetters, jobs: &JobService) -> Result<(), Failure> {
+        match self {
+            Self::List { filter, state } => list_letters(letters, filter.into(), state).await,
+            Self::Replay { id: Some(id), .. } => {
+                let Answered::Fresh(letter) = letters.replay(id, None).await? else { return Ok(()) };
+                let DeadLetter { group, .. } = letter;
+                Ok(writeln!(std::io::stdout(), "Group {group} tries dead letter {id} again.")?)
+            }
+            Self::Replay { id: None, filter, wait_s, .. } => {
+                let params = Some(LetterFilter::from(filter).params());
+                run_job(jobs, DEAD_LETTER_REPLAY, params, Duration::from_secs(wait_s)).await
+            }
+        }
+    }
+}
+
+/// A line for each dead letter.
+async fn list_letters(
+    letters: &DeadLetters,
+    filter: LetterFilter,
+    state: Option<LetterState>,
+) -> Result<(), Failure> {
+    let mut out = BufWriter::new(std::io::stdout());
+    writeln!(
+        out,
+        "{:19}  {:20}  {:9}  {:>7}  {:24}  {:28}  ERROR",
+        "ID", "GIVEN UP", "STATE", "REPLAYS", "GROUP", "TYPE"
+    )?;
+    let mut before = None;
+    loop {
+        let page = letters.list(filter.clone(), state, before, 100).await.map_err(DeadLetterError::from)?;
+        let Some(last) = page.last() else { return Ok(out.flush()?) };
+        before = Some(last.id);
+        for letter in &page {
+            let DeadLetter { id, state, replays, group, .. } = letter;
+            let died = letter.died_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let event_type = letter.event_type.as_deref().unwrap_or("-");
+            // What others sent does not steer the terminal.
+            let error = letter.error.replace(char::is_control, " ");
+            let (id, state) = (id.to_string(), state.word());
+            writeln!(
+                out,
+                "{id:19}  {died:20}  {state:9}  {replays:>7}  {group:24}  {event_type:28}  {error}"
+            )?;
         }
     }
 }
@@ -510,6 +631,11 @@ fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io:
 
 fn json(text: &str) -> Result<serde_json::Value, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+fn letter_state(text: &str) -> Result<LetterState, String> {
+    let known = || LetterState::ALL.iter().map(|state| state.word()).collect::<Vec<_>>().join(", ");
+    text.parse().map_err(|_| format!("the states are {}", known()))
 }
 
 fn role(text: &str) -> Result<Role, String> {

@@ -185,7 +185,9 @@ pub struct JobsConfig {
 #[serde(deny_unknown_fields)]
 pub struct JobSchedules {
     pub activity_states: Schedule,
+    pub dead_letter_replay: Schedule,
     pub log_trimming: Schedule,
+    pub outbox_sweep: Schedule,
     pub reconciliation: Schedule,
 }
 
@@ -343,6 +345,12 @@ impl Config {
             ("messaging.sweep_every_ms", positive(messaging.sweep_every)),
             ("messaging.retry_delays_ms", at_least_one(messaging.retry_delays.len())),
             ("messaging.retry_delays_ms", messaging.retry_delays.iter().copied().find_map(positive)),
+            (
+                "messaging.keep_days",
+                (messaging.keep < TimeDelta::days(1)).then(|| {
+                    "must be at least 1: what was applied is known by its log when it comes again".to_owned()
+                }),
+            ),
             ("stock.max_batch", at_least_one(stock.max_batch)),
             (
                 "stock.max_batch",

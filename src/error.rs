@@ -63,6 +63,8 @@ codes! {
     ActivityNotRunning = "activity_not_running", 409, false, "The activity is not running now";
     TransitionNotAllowed = "transition_not_allowed", 409, false, "The present state does not allow this";
     StockInsufficient = "stock_insufficient", 409, false, "There is not that much free stock";
+    DeadLetterUnreadable = "dead_letter_unreadable", 409, false, "The message cannot be read, now as then";
+    ConsumerGroupUnknown = "consumer_group_unknown", 409, false, "No consumer group has this name any more";
     IdempotencyInProgress = "idempotency_in_progress", 409, true, "The first request with this key is still running";
     BodyTooLarge = "body_too_large", 413, false, "The request body is too large";
     UnsupportedMediaType = "unsupported_media_type", 415, false, "Send application/json";

@@ -12,7 +12,7 @@ use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::error::{ApiError, Code};
 use crate::ids::UserId;
-use crate::jobs::Log;
+use crate::jobs::{Log, Stamp};
 use crate::ports::clock::{SharedClock, Timestamp, to_micros};
 
 /// What a repeat is recognised by, and what it must have in common with the first request.
@@ -203,8 +203,13 @@ pub async fn kept_answers(
 }
 
 /// Answers are kept for a day.
-pub const LOG: Log =
-    Log { table: "idempotency", aged_by: "created_at", kept_for: chrono::TimeDelta::hours(24) };
+pub const LOG: Log = Log {
+    table: "idempotency",
+    aged_by: "created_at",
+    stamped_by: Stamp::Server,
+    kept_for: chrono::TimeDelta::hours(24),
+    only_if: None,
+};
 
 #[cfg(test)]
 mod tests {

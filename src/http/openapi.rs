@@ -31,6 +31,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "activities", description = "What is on offer, when and to whom"),
         (name = "takes", description = "Drawing a token from the drum"),
         (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),
+        (name = "messaging", description = "Events on their way, and those that did not arrive"),
         (name = "operating", description = "Health, metrics and this document"),
     )
 )]

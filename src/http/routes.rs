@@ -9,7 +9,7 @@ use super::{health, openapi, problem};
 use crate::activity::api as activity;
 use crate::identity::api as identity;
 use crate::jobs::api as jobs;
-use crate::messaging::asyncapi;
+use crate::messaging::{api as messaging, asyncapi};
 use crate::reconciliation::api as reconciliation;
 use crate::stock::api as stock;
 
@@ -35,6 +35,12 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(jobs::start)
         .service(jobs::history)
         .service(jobs::show)
+        .service(messaging::outbox)
+        .service(messaging::list)
+        .service(messaging::replay_all)
+        .service(messaging::show)
+        .service(messaging::replay)
+        .service(messaging::discard)
         .service(reconciliation::list)
         .service(reconciliation::run)
         .service(reconciliation::apply);

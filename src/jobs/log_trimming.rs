@@ -7,7 +7,7 @@ use tracing::warn;
 use super::job::{Job, RunContext, Summary};
 use super::schedule::Schedule;
 use crate::db::{Database, DbFault};
-use crate::ports::clock::{SharedClock, Timestamp, to_micros};
+use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
 
 /// Rows that are removed in one transaction, so that nobody waits long for a lock.
 const BATCH: u64 = 1000;
@@ -18,21 +18,37 @@ pub struct Log {
     pub table: &'static str,
     /// The indexed `_at` column that tells a row's age; rows where it is NULL stay.
     pub aged_by: &'static str,
+    /// Whose clock wrote that column, and tells how old a row is.
+    pub stamped_by: Stamp,
     pub kept_for: TimeDelta,
+    /// What else must hold for a row to be of no use, in SQL.
+    pub only_if: Option<&'static str>,
+}
+
+/// Who writes the time into a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stamp {
+    Server,
+    Database,
 }
 
 /// The history of jobs, of which each run is kept for so long after its end.
 pub fn history(kept_for: TimeDelta) -> Log {
-    Log { table: "job_run", aged_by: "finished_at", kept_for }
+    Log { table: "job_run", aged_by: "finished_at", stamped_by: Stamp::Server, kept_for, only_if: None }
 }
 
 /// The job that removes the old rows of `logs`.
 pub fn log_trimming(db: Database, clock: SharedClock, schedule: Schedule, logs: Vec<Log>) -> Job {
     Job::new("log_trimming", schedule, move |_: RunContext| {
-        let (db, now, logs) = (db.clone(), clock.now(), logs.clone());
+        let (db, server, logs) = (db.clone(), clock.now(), logs.clone());
         async move {
+            let database = from_micros(db.now_micros().await?);
             let (mut removed, mut failed) = (Vec::new(), None);
             for log in logs {
+                let now = match log.stamped_by {
+                    Stamp::Server => server,
+                    Stamp::Database => database,
+                };
                 match trim(&db, log, now - log.kept_for).await {
                     Ok(0) => {}
                     Ok(rows) => removed.push(format!("{rows} of {}", log.table)),
@@ -71,14 +87,15 @@ async fn trim(db: &Database, log: Log, before: Timestamp) -> Result<u64, DbFault
 }
 
 /// By the rows' place, because keys differ from table to table.
-fn delete(backend: DbBackend, Log { table, aged_by, .. }: Log) -> String {
+fn delete(backend: DbBackend, Log { table, aged_by, only_if, .. }: Log) -> String {
+    let and = only_if.map(|condition| format!(" AND {condition}")).unwrap_or_default();
     match backend {
-        DbBackend::MySql => format!("DELETE FROM {table} WHERE {aged_by} < ? LIMIT ?"),
+        DbBackend::MySql => format!("DELETE FROM {table} WHERE {aged_by} < ?{and} LIMIT ?"),
         DbBackend::Postgres => format!(
-            "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {aged_by} < $1 LIMIT $2))"
+            "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE {aged_by} < $1{and} LIMIT $2))"
         ),
         _ => format!(
-            "DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {aged_by} < ? LIMIT ?)"
+            "DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {aged_by} < ?{and} LIMIT ?)"
         ),
     }
 }

@@ -16,9 +16,11 @@
 
 mod activity_states;
 pub mod api;
+mod dead_letter_replay;
 mod job;
 mod log_trimming;
 mod model;
+mod outbox_sweep;
 mod params;
 mod reconciliation;
 mod runner;
@@ -29,9 +31,11 @@ mod store;
 mod tests;
 
 pub use activity_states::activity_states;
+pub use dead_letter_replay::{DEAD_LETTER_REPLAY, dead_letter_replay};
 pub use job::{Job, JobError, RunContext, Summary, Trigger};
-pub use log_trimming::{Log, history, log_trimming};
+pub use log_trimming::{Log, Stamp, history, log_trimming};
 pub use model::{JobView, JobsError, LastRun, Request, Run, RunState};
+pub use outbox_sweep::outbox_sweep;
 pub use params::{InvalidParams, NoParams, Params, Partitions};
 pub use reconciliation::reconciliation;
 pub use runner::{Host, Runner};

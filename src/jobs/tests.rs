@@ -333,10 +333,8 @@ async fn a_log_is_trimmed_by_age_batch_by_batch() {
         Ok::<_, DbFault>(())
     });
     filling.await.unwrap();
-    let logs = vec![
-        Log { table: "no_such_table", aged_by: "x", kept_for: TimeDelta::zero() },
-        history(TimeDelta::days(1)),
-    ];
+    let logs =
+        vec![Log { table: "no_such_table", ..history(TimeDelta::zero()) }, history(TimeDelta::days(1))];
     let trimming = |logs| log_trimming(story.db.clone(), story.clock.clone(), Schedule::OnDemand, logs);
     // One table that cannot be trimmed keeps no other from being.
     let failed = once(&trimming(logs)).await.unwrap_err().to_string();

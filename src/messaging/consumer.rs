@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use sea_orm::{ConnectionTrait, QueryResult};
 use thiserror::Error;
 use tracing::warn;
@@ -22,9 +23,27 @@ use crate::db::bulk::{Column, Rows};
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
 use crate::faults;
 use crate::ids::Ids;
+use crate::jobs::{Log, Stamp};
 use crate::ports::clock::to_micros;
 use crate::ports::event_bus::{Delivery, EventBus, GroupSpec, Sink, SinkUnavailable};
 use crate::trace;
+
+/// What was applied, each event kept for a day longer than `kept_for`, so that what is in the outbox is in the log; as
+/// long as one lies in the dead letters its note stays, so that a replay does not apply it twice.
+///
+/// `consumer_position` is no log: it has one row per aggregate, and without it an old event would pass for the latest.
+pub fn log(kept_for: TimeDelta) -> Log {
+    Log {
+        table: "consumer_log",
+        aged_by: "applied_at",
+        stamped_by: Stamp::Database,
+        kept_for: kept_for + TimeDelta::days(1),
+        only_if: Some(
+            "event_id NOT IN (SELECT event_id FROM dead_letter \
+             WHERE event_id IS NOT NULL AND state IN ('waiting', 'replaying'))",
+        ),
+    }
+}
 
 /// Deliveries after which a message is suspected to crash its consumer, and is handled alone (R16).
 const SUSPICIOUS: u32 = 2;

@@ -1,55 +1,70 @@
 //! What could not be applied: kept in the database whichever bus carried it, with its origin, until someone replays or
 //! discards it (MSG-10, MSG-11). A replayed message keeps its identity, so it is applied once however often it is tried.
 
+use std::slice;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, TimeDelta, Utc};
 use entities::{dead_letter, parked_event};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ColumnTrait, DatabaseConnection, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
-    Select,
+    ColumnTrait, DatabaseConnection, EntityTrait, IntoActiveModel, Iterable, QueryFilter, QueryOrder,
+    QuerySelect,
 };
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use thiserror::Error;
-use tracing::error;
+use tracing::{error, info, warn};
 use utoipa::ToSchema;
 
+use super::envelope::{self, Envelope};
 use super::parking;
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
-use crate::ids::{DeadLetterId, Ids, ParkedId};
-use crate::messaging::envelope::Envelope;
+use crate::idempotency::{Answered, KeyRefusal, RequestKey, once};
+use crate::ids::{DeadLetterId, EventId, Ids, ParkedId, UserId};
+use crate::jobs::{Log, Stamp};
+use crate::ports::clock::{SharedClock, from_micros};
 use crate::ports::event_bus::{Delivery, GroupSpec, Sink, SinkUnavailable, Unreadable, group_of};
+use crate::words::words;
+
+/// Letters that are read at a time to be replayed.
+const PAGE: u64 = 100;
 
 /// How much of an error is kept.
 const ERROR_CHARS: usize = 1000;
 
-/// What became of a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Nobody has done anything about it.
-    Waiting,
-    /// It is being tried again; if that fails it waits again.
-    Replaying,
-    /// A replay applied it.
-    Applied,
-    /// Somebody decided that it is not to be applied.
-    Discarded,
+words! {
+    /// What became of a dead letter: it is waiting for somebody, it is being tried again (if that fails it waits again),
+    /// a replay applied it, or somebody decided that it is not to be applied.
+    LetterState, "state of a dead letter" {
+        Waiting = "waiting",
+        Replaying = "replaying",
+        Applied = "applied",
+        Discarded = "discarded",
+    }
 }
 
-impl State {
-    /// As the database has it.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Replaying => "replaying",
-            Self::Applied => "applied",
-            Self::Discarded => "discarded",
-        }
+words! {
+    /// How a body is written: as text, or in Base64 because it is none.
+    BodyEncoding, "encoding of a body" {
+        Utf8 = "utf8",
+        Base64 = "base64",
+    }
+}
+
+/// Settled dead letters, each kept for so long after that.
+pub fn log(kept_for: TimeDelta) -> Log {
+    Log {
+        table: "dead_letter",
+        aged_by: "settled_at",
+        stamped_by: Stamp::Database,
+        kept_for,
+        only_if: Some("state IN ('applied', 'discarded')"),
     }
 }
 
@@ -181,17 +196,12 @@ async fn keep(tx: &Tx, ids: &Ids, letter: dead_letter::ActiveModel, now: i64) ->
     metrics::counter!("tombola_dead_letters_total", "group" => group.clone()).increment(1);
     let waiting = dead_letter::ActiveModel {
         died_at: Set(now),
-        state: Set(State::Waiting.word().to_owned()),
+        state: Set(LetterState::Waiting.word().to_owned()),
         reason: Set(None),
         settled_at: Set(None),
         ..letter
     };
-    let before = dead_letter::Entity::find()
-        .filter(dead_letter::Column::GroupName.eq(group))
-        .filter(dead_letter::Column::MessageKey.eq(waiting.message_key.as_ref().clone()))
-        .one(tx)
-        .await?;
-    match before {
+    match find(tx, &group, waiting.message_key.as_ref()).await? {
         Some(before) => {
             let first_failed_at = Set(before.first_failed_at);
             let again = dead_letter::ActiveModel { id: Set(before.id), first_failed_at, ..waiting };
@@ -211,30 +221,128 @@ pub(super) async fn applied(tx: &Tx, group: &str, events: &[Envelope]) -> Result
     let keys = events.iter().map(|event| event.id.to_string());
     let now = db::now_micros(tx).await?;
     dead_letter::Entity::update_many()
-        .col_expr(dead_letter::Column::State, Expr::value(State::Applied.word()))
+        .col_expr(dead_letter::Column::State, Expr::value(LetterState::Applied.word()))
         .col_expr(dead_letter::Column::SettledAt, Expr::value(now))
         .filter(dead_letter::Column::GroupName.eq(group))
         .filter(dead_letter::Column::MessageKey.is_in(keys))
-        .filter(dead_letter::Column::State.eq(State::Replaying.word()))
+        .filter(dead_letter::Column::State.eq(LetterState::Replaying.word()))
         .exec(tx)
         .await?;
     Ok(())
 }
 
+/// An error, for a column: PostgreSQL takes no NUL.
 fn cut(text: &str) -> String {
-    text.chars().take(ERROR_CHARS).collect()
+    text.chars().filter(|letter| *letter != '\0').take(ERROR_CHARS).collect()
 }
 
-/// Which dead letters are meant; all conditions that are given must hold.
+/// A message that a consumer group could not apply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DeadLetter {
+    pub id: DeadLetterId,
+    /// The consumer group.
+    pub group: String,
+    /// Null, as type and subject are: the message cannot be read.
+    #[schema(required = true)]
+    pub event_id: Option<EventId>,
+    #[serde(rename = "type")]
+    #[schema(required = true)]
+    pub event_type: Option<String>,
+    #[schema(required = true)]
+    pub subject: Option<String>,
+    /// The queue it came from.
+    pub origin: String,
+    /// Why it was given up last.
+    pub error: String,
+    /// Tries before it was given up last.
+    pub attempts: i32,
+    /// How often it was replayed.
+    pub replays: i32,
+    pub first_failed_at: DateTime<Utc>,
+    /// When it was given up last.
+    pub died_at: DateTime<Utc>,
+    pub state: LetterState,
+    /// Why it was discarded.
+    #[schema(required = true)]
+    pub reason: Option<String>,
+    /// When it was applied or discarded.
+    #[schema(required = true)]
+    pub settled_at: Option<DateTime<Utc>>,
+}
+
+/// A dead letter with the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct WholeDeadLetter {
+    #[serde(flatten)]
+    pub letter: DeadLetter,
+    /// The message as it came.
+    pub body: String,
+    pub body_encoding: BodyEncoding,
+}
+
+impl TryFrom<dead_letter::Model> for DeadLetter {
+    type Error = DbFault;
+
+    fn try_from(row: dead_letter::Model) -> Result<Self, DbFault> {
+        let readable = row.event_id.is_some();
+        Ok(Self {
+            id: DeadLetterId(row.id),
+            group: row.group_name,
+            event_id: row.event_id.map(EventId),
+            event_type: readable.then_some(row.event_type),
+            subject: readable.then_some(row.subject),
+            origin: row.origin,
+            error: row.error,
+            attempts: row.attempts,
+            replays: row.replays,
+            first_failed_at: from_micros(row.first_failed_at),
+            died_at: from_micros(row.died_at),
+            state: row.state.parse()?,
+            reason: row.reason,
+            settled_at: row.settled_at.map(from_micros),
+        })
+    }
+}
+
+/// Which dead letters are meant: those for which all conditions hold that are given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Filter {
+pub struct LetterFilter {
     /// The consumer group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "term", skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     pub group: Option<String>,
     /// The event type.
-    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "type", deserialize_with = "term", skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$")]
     pub event_type: Option<String>,
+}
+
+impl LetterFilter {
+    /// As parameters of a job.
+    pub fn params(&self) -> Value {
+        serde_json::json!(self)
+    }
+}
+
+/// What a group or a type may be called.
+pub(super) fn term<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let given = Option::<String>::deserialize(deserializer)?;
+    match &given {
+        Some(text) if !envelope::is_term(text) => {
+            Err(D::Error::custom("1 to 64 characters, no control characters"))
+        }
+        _ => Ok(given),
+    }
+}
+
+/// What became of letters that were to be replayed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// Put up for another try.
+    pub replayed: u64,
+    /// Left waiting, because they cannot be replayed.
+    pub refused: u64,
 }
 
 /// Why a dead letter was not replayed or discarded.
@@ -242,12 +350,16 @@ pub struct Filter {
 pub enum DeadLetterError {
     #[error("there is no such dead letter")]
     NotFound,
-    #[error("it is {} already", .0.word())]
-    Settled(State),
-    #[error("it still cannot be read: {0}")]
+    #[error("the dead letter is {0}")]
+    Moved(LetterState),
+    #[error("the same event is dead letter {0}: deal with that one, and discard this one")]
+    Twin(DeadLetterId),
+    #[error("the message still cannot be read: {0}")]
     Unreadable(String),
-    #[error("no group named {0} consumes here")]
+    #[error("there is no consumer group {0}")]
     UnknownGroup(String),
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
     #[error(transparent)]
     Db(#[from] DbFault),
 }
@@ -256,156 +368,225 @@ impl AsDbFault for DeadLetterError {
     fn db_fault(&self) -> Option<&DbFault> {
         match self {
             Self::Db(fault) => Some(fault),
-            _ => None,
+            Self::NotFound
+            | Self::Moved(_)
+            | Self::Twin(_)
+            | Self::Unreadable(_)
+            | Self::UnknownGroup(_)
+            | Self::Key(_) => None,
         }
     }
 }
 
-/// The dead letters, to be looked at and dealt with.
+/// The dead letters, to be looked at and dealt with. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct DeadLetters {
     db: Database,
+    clock: SharedClock,
     ids: Ids,
     groups: Arc<[GroupSpec]>,
 }
 
 impl DeadLetters {
     /// The dead letters of an installation with `groups`.
-    pub fn new(db: Database, ids: Ids, groups: Arc<[GroupSpec]>) -> Self {
-        Self { db, ids, groups }
+    pub fn new(db: Database, clock: SharedClock, ids: Ids, groups: Arc<[GroupSpec]>) -> Self {
+        Self { db, clock, ids, groups }
     }
 
-    /// Letters that match `filter` and are in `state`, the latest first, older than `before`.
+    /// Up to `limit` letters that match `filter` and are older than `before`, the latest first: those in `state`, or
+    /// those that are not settled.
     pub async fn list(
         &self,
-        filter: Filter,
-        state: Option<State>,
+        filter: LetterFilter,
+        state: Option<LetterState>,
         before: Option<DeadLetterId>,
         limit: u64,
-    ) -> Result<Vec<dead_letter::Model>, DbFault> {
+    ) -> Result<Vec<DeadLetter>, DbFault> {
+        let open = [LetterState::Waiting, LetterState::Replaying];
+        let states: Vec<&str> = state
+            .as_ref()
+            .map_or(open.as_slice(), slice::from_ref)
+            .iter()
+            .map(|state| state.word())
+            .collect();
         let read = move |connection: DatabaseConnection| async move {
-            let mut query = matching(&filter, state).order_by_desc(dead_letter::Column::Id);
+            let mut query = dead_letter::Entity::find()
+                .select_only()
+                .columns(
+                    dead_letter::Column::iter().filter(|column| !matches!(column, dead_letter::Column::Body)),
+                )
+                // A body may have a megabyte; a list goes without.
+                .column_as(Expr::value(""), dead_letter::Column::Body)
+                .filter(dead_letter::Column::State.is_in(states))
+                .order_by_desc(dead_letter::Column::Id)
+                .limit(limit);
+            if let Some(group) = filter.group {
+                query = query.filter(dead_letter::Column::GroupName.eq(group));
+            }
+            if let Some(event_type) = filter.event_type {
+                query = query.filter(dead_letter::Column::EventType.eq(event_type));
+            }
             if let Some(before) = before {
                 query = query.filter(dead_letter::Column::Id.lt(before.0));
             }
-            Ok(query.limit(limit).all(&connection).await?)
+            let found = query.all(&connection).await?;
+            found.into_iter().map(DeadLetter::try_from).collect()
         };
         self.db.read(read).await
     }
 
     /// One letter.
-    pub async fn get(&self, id: DeadLetterId) -> Result<dead_letter::Model, DeadLetterError> {
+    pub async fn get(&self, id: DeadLetterId) -> Result<WholeDeadLetter, DeadLetterError> {
         let read = move |connection: DatabaseConnection| async move {
             let found =
                 dead_letter::Entity::find_by_id(id.0).one(&connection).await.map_err(DbFault::from)?;
-            found.ok_or(DeadLetterError::NotFound)
+            let mut row = found.ok_or(DeadLetterError::NotFound)?;
+            let (body, body_encoding) = (std::mem::take(&mut row.body), row.body_encoding.parse()?);
+            Ok(WholeDeadLetter { letter: row.try_into()?, body, body_encoding })
         };
         self.db.read(read).await
     }
 
-    /// Tries a letter again, at once: parks its event with its id, so that it is applied once at most.
-    pub async fn replay(&self, id: DeadLetterId) -> Result<dead_letter::Model, DeadLetterError> {
+    /// Puts a letter up for another try: parks its event under its own id, so that it is applied once at most. A
+    /// letter that is being tried stays so.
+    pub async fn replay(
+        &self,
+        id: DeadLetterId,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<DeadLetter>, DeadLetterError> {
         let (ids, groups) = (self.ids.clone(), self.groups.clone());
-        let replaying = self.db.transaction(move |tx| {
+        let replaying = once(&self.db, &self.clock, key, 202, move |tx| {
             let (ids, groups) = (ids.clone(), groups.clone());
-            async move {
-                let letter = waiting(&tx, id).await?;
-                if !groups.iter().any(|group| group.name == letter.group_name) {
-                    return Err(DeadLetterError::UnknownGroup(letter.group_name));
-                }
-                let event = match letter.body_encoding.as_str() {
-                    "base64" => Err("it is not text".to_owned()),
-                    _ => Envelope::parse(letter.body.as_bytes()).map_err(|error| error.to_string()),
-                };
-                let event = event.map_err(DeadLetterError::Unreadable)?;
-                let now = db::now_micros(&tx).await?;
-                let parked = parked_event::ActiveModel {
-                    id: Set(ids.next::<ParkedId>().map_err(DbFault::from)?.0),
-                    group_name: Set(letter.group_name.clone()),
-                    event_id: Set(event.id.0),
-                    event_type: Set(event.event_type.clone()),
-                    subject: Set(event.subject.clone()),
-                    body: Set(letter.body.clone()),
-                    attempts: Set(0),
-                    due_at: Set(now),
-                    last_error: Set(None),
-                    first_failed_at: Set(Some(letter.first_failed_at)),
-                    origin: Set(letter.origin.clone()),
-                };
-                parking::insert(&tx, parked).await?;
-                let replays = letter.replays + 1;
-                let mut letter = letter.into_active_model();
-                letter.state = Set(State::Replaying.word().to_owned());
-                letter.replays = Set(replays);
-                Ok(dead_letter::Entity::update(letter).exec(&tx).await.map_err(DbFault::from)?)
-            }
+            async move { replay(&tx, &ids, &groups, id).await }
         });
-        replaying.await
+        let replayed = replaying.await?;
+        if let Answered::Fresh(letter) = &replayed {
+            info!(dead_letter.id = %id, "Dead letter {id} of group {} is tried again", letter.group);
+        }
+        Ok(replayed)
     }
 
-    /// Replays every waiting letter that matches `filter` and had died by now; answers how many there were and how
-    /// many of them cannot be replayed.
-    pub async fn replay_all(&self, filter: Filter) -> Result<(u64, u64), DbFault> {
-        let (mut replayed, mut refused) = (0, 0);
-        let until = self.ids.next::<DeadLetterId>()?;
-        let mut before = Some(until);
+    /// Replays every waiting letter that matches `filter` and had died by now, once.
+    pub async fn replay_all(&self, filter: LetterFilter) -> Result<Replayed, DbFault> {
+        let mut done = Replayed::default();
+        let mut before = self.ids.next::<DeadLetterId>()?;
         loop {
-            let page = self.list(filter.clone(), Some(State::Waiting), before, 100).await?;
-            let Some(last) = page.last() else { return Ok((replayed, refused)) };
-            before = Some(DeadLetterId(last.id));
+            let page = self.list(filter.clone(), Some(LetterState::Waiting), Some(before), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(done) };
+            before = last.id;
             for letter in &page {
-                match self.replay(DeadLetterId(letter.id)).await {
-                    Ok(_) => replayed += 1,
+                match self.replay(letter.id, None).await {
+                    Ok(_) => done.replayed += 1,
+                    // Somebody was faster.
+                    Err(DeadLetterError::Moved(_) | DeadLetterError::NotFound) => {}
                     Err(DeadLetterError::Db(fault)) => return Err(fault),
-                    Err(_) => refused += 1,
+                    Err(error) => {
+                        done.refused += 1;
+                        warn!(dead_letter.id = %letter.id, %error, "Dead letter {} cannot be replayed: {error}", letter.id);
+                    }
                 }
             }
         }
     }
 
-    /// Decides that a letter is not to be applied, for `reason`.
+    /// Decides that a waiting letter is not to be applied, for `reason`. One that is discarded stays so, for the reason
+    /// it has.
     pub async fn discard(
         &self,
         id: DeadLetterId,
         reason: String,
-    ) -> Result<dead_letter::Model, DeadLetterError> {
+        by: UserId,
+    ) -> Result<DeadLetter, DeadLetterError> {
+        let words = reason.clone();
         let discarding = self.db.transaction(move |tx| {
-            let reason = reason.clone();
+            let reason = words.clone();
             async move {
-                let mut letter = waiting(&tx, id).await?.into_active_model();
-                letter.state = Set(State::Discarded.word().to_owned());
-                letter.reason = Set(Some(reason));
-                letter.settled_at = Set(Some(db::now_micros(&tx).await?));
-                Ok(dead_letter::Entity::update(letter).exec(&tx).await.map_err(DbFault::from)?)
+                let row = locked(&tx, id).await?;
+                match row.state.parse()? {
+                    LetterState::Waiting => {}
+                    LetterState::Discarded => return Ok(row.try_into()?),
+                    state @ (LetterState::Replaying | LetterState::Applied) => {
+                        return Err(DeadLetterError::Moved(state));
+                    }
+                }
+                let mut row = row.into_active_model();
+                row.state = Set(LetterState::Discarded.word().to_owned());
+                row.reason = Set(Some(reason));
+                row.settled_at = Set(Some(db::now_micros(&tx).await?));
+                Ok(update(&tx, row).await?)
             }
         });
-        discarding.await
+        let discarded = discarding.await?;
+        info!(dead_letter.id = %id, user.id = %by, reason, "Dead letter {id} is discarded: {reason}");
+        Ok(discarded)
     }
 }
 
-/// The letter `id`, locked, if nothing was done about it yet.
-async fn waiting(tx: &Tx, id: DeadLetterId) -> Result<dead_letter::Model, DeadLetterError> {
+async fn replay(
+    tx: &Tx,
+    ids: &Ids,
+    groups: &[GroupSpec],
+    id: DeadLetterId,
+) -> Result<DeadLetter, DeadLetterError> {
+    let row = locked(tx, id).await?;
+    match row.state.parse()? {
+        LetterState::Waiting => {}
+        LetterState::Replaying => return Ok(row.try_into()?),
+        state @ (LetterState::Applied | LetterState::Discarded) => return Err(DeadLetterError::Moved(state)),
+    }
+    if !groups.iter().any(|group| group.name == row.group_name) {
+        return Err(DeadLetterError::UnknownGroup(row.group_name));
+    }
+    let event = match row.body_encoding.parse()? {
+        BodyEncoding::Base64 => return Err(DeadLetterError::Unreadable("it is no text".to_owned())),
+        BodyEncoding::Utf8 => Envelope::parse(row.body.as_bytes()),
+    };
+    let event = event.map_err(|error| DeadLetterError::Unreadable(error.to_string()))?;
+    let key = event.id.to_string();
+    // What could not be read when it died is known by its event from now on.
+    if row.message_key != key
+        && let Some(twin) = find(tx, &row.group_name, &key).await?
+    {
+        return Err(DeadLetterError::Twin(DeadLetterId(twin.id)));
+    }
+    let parked = parked_event::ActiveModel {
+        id: Set(ids.next::<ParkedId>().map_err(DbFault::from)?.0),
+        group_name: Set(row.group_name.clone()),
+        event_id: Set(event.id.0),
+        event_type: Set(event.event_type.clone()),
+        subject: Set(event.subject.clone()),
+        body: Set(row.body.clone()),
+        attempts: Set(0),
+        due_at: Set(db::now_micros(tx).await?),
+        last_error: Set(None),
+        first_failed_at: Set(Some(row.first_failed_at)),
+        origin: Set(row.origin.clone()),
+    };
+    parking::insert(tx, parked).await?;
+    let replays = row.replays + 1;
+    let mut row = row.into_active_model();
+    row.message_key = Set(key);
+    row.event_id = Set(Some(event.id.0));
+    row.event_type = Set(event.event_type);
+    row.subject = Set(event.subject);
+    row.state = Set(LetterState::Replaying.word().to_owned());
+    row.replays = Set(replays);
+    Ok(update(tx, row).await?)
+}
+
+async fn update(tx: &Tx, row: dead_letter::ActiveModel) -> Result<DeadLetter, DbFault> {
+    dead_letter::Entity::update(row).exec(tx).await?.try_into()
+}
+
+/// The letter `id`; it stays as it is until the transaction ends.
+async fn locked(tx: &Tx, id: DeadLetterId) -> Result<dead_letter::Model, DeadLetterError> {
     let found =
         dead_letter::Entity::find_by_id(id.0).lock_exclusive().one(tx).await.map_err(DbFault::from)?;
-    let letter = found.ok_or(DeadLetterError::NotFound)?;
-    match letter.state.as_str() {
-        "waiting" => Ok(letter),
-        "replaying" => Err(DeadLetterError::Settled(State::Replaying)),
-        "applied" => Err(DeadLetterError::Settled(State::Applied)),
-        _ => Err(DeadLetterError::Settled(State::Discarded)),
-    }
+    found.ok_or(DeadLetterError::NotFound)
 }
 
-fn matching(filter: &Filter, state: Option<State>) -> Select<dead_letter::Entity> {
-    let mut query = dead_letter::Entity::find();
-    if let Some(group) = &filter.group {
-        query = query.filter(dead_letter::Column::GroupName.eq(group));
-    }
-    if let Some(event_type) = &filter.event_type {
-        query = query.filter(dead_letter::Column::EventType.eq(event_type));
-    }
-    if let Some(state) = state {
-        query = query.filter(dead_letter::Column::State.eq(state.word()));
-    }
-    query
+/// The letter of `group` about the message with this key.
+async fn find(tx: &Tx, group: &str, key: &str) -> Result<Option<dead_letter::Model>, DbFault> {
+    let of_group = dead_letter::Entity::find().filter(dead_letter::Column::GroupName.eq(group));
+    Ok(of_group.filter(dead_letter::Column::MessageKey.eq(key)).one(tx).await?)
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::consumer::{Consumer, Group, Repeats};
 use super::dead_letter::Cemetery;
+use super::measure::measure_until;
 use super::parking::Retries;
 use crate::db::Database;
 use crate::ids::Ids;
@@ -82,6 +83,13 @@ impl Groups {
             }
         });
         let exhausted = bus.exhausted(Arc::new(cemetery), stop.clone());
-        tokio::join!(join_all(consuming), bus.reminded(&reminder, stop.clone()), reminded, exhausted);
+        let measuring = measure_until(&db, &self.specs, &stop);
+        tokio::join!(
+            join_all(consuming),
+            bus.reminded(&reminder, stop.clone()),
+            reminded,
+            exhausted,
+            measuring
+        );
     }
 }

@@ -5,13 +5,16 @@
 //! [`catalogue`] names every event and its payload; a module writes one with [`outbox::Events::push`], and whoever reads
 //! it gets an [`Envelope`](envelope::Envelope), whichever way it came.
 
+pub mod api;
 pub mod asyncapi;
 pub mod catalogue;
 pub mod consumer;
 pub mod dead_letter;
 pub mod envelope;
 pub mod groups;
+mod measure;
 pub mod outbox;
+pub mod outbox_rows;
 pub mod parking;
 pub mod reconcile;
 pub mod relay;

@@ -108,7 +108,7 @@ async fn a_poisonous_event_takes_no_neighbour_with_it(spine: &Spine) {
     // Whatever was wrong is mended; the event is applied under its own id.
     let letters = spine.dead_letters(&[group]);
     spine.moods.lock().unwrap().clear();
-    letters.replay(tombola::ids::DeadLetterId(letter.id)).await.unwrap();
+    letters.replay(tombola::ids::DeadLetterId(letter.id), None).await.unwrap();
     ids.push(poison);
     spine.has_applied("taken", &ids).await;
     eventually(async || spine.letters().await[0].state == "applied").await;

@@ -50,6 +50,8 @@ impl TestApp {
         config.rate_limit.sessions_per_address_per_s = 0;
         // A busy machine is no reason to refuse.
         config.stock.max_wait = Duration::from_secs(30);
+        config.messaging.retry_delays = [10, 20, 30].map(Duration::from_millis).to_vec();
+        config.messaging.sweep_every = Duration::from_millis(100);
         config.jobs.schedules.activity_states = Schedule::Every(Duration::from_millis(50));
         let clock = Arc::new(ManualClock::new(START));
         let node = Node::start(config.clone(), clock.clone()).await;

@@ -2,7 +2,11 @@
 
 use std::process::Command;
 
-use serde_json::Value;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+
+use super::eventually;
 
 /// What `docker/` loads into a broker; a server must find it as it would have made it.
 const DEFINITIONS: &str = include_str!("../../../docker/rabbitmq/definitions.json");
@@ -33,6 +37,26 @@ impl VirtualHost {
         let url = format!("{}/vhosts/{}", setting("TOMBOLA_TEST_RABBITMQ_API"), self.name);
         let removed = reqwest::Client::new().delete(url).send().await.unwrap();
         removed.error_for_status().expect("a virtual host that can be removed");
+    }
+
+    /// Puts `body` into a queue, as whoever may do so can.
+    pub(crate) async fn send(&self, queue: &str, body: &[u8]) {
+        let message = json!({
+            "properties": {}, "routing_key": queue,
+            "payload": BASE64_STANDARD.encode(body), "payload_encoding": "base64",
+        });
+        let url =
+            format!("{}/exchanges/{}/amq.default/publish", setting("TOMBOLA_TEST_RABBITMQ_API"), self.name);
+        // A server that has just started is still declaring its queues.
+        eventually(async || {
+            let sent = reqwest::Client::new().post(&url).json(&message).send().await.unwrap();
+            let routed = match sent.error_for_status() {
+                Ok(answer) => answer.json::<Value>().await.unwrap()["routed"].clone(),
+                Err(_) => Value::Null,
+            };
+            routed == true
+        })
+        .await;
     }
 
     /// Closes every connection, as a broker does that is stopped for maintenance.

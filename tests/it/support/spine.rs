@@ -211,7 +211,7 @@ impl Spine {
 
     /// The dead letters, for groups of these.
     pub(crate) fn dead_letters(&self, groups: &[GroupSpec]) -> DeadLetters {
-        DeadLetters::new(self.db.clone(), self.cluster.ids().clone(), groups.into())
+        DeadLetters::new(self.db.clone(), Arc::new(SystemClock), self.cluster.ids().clone(), groups.into())
     }
 
     /// Commits one outbox row with an event for each `(type, subject, sequence)`; answers their ids.

@@ -42,13 +42,15 @@ impl Snapshot {
             };
         }
         let connection = app.database.connect().await;
+        // What is published meanwhile is not changed by a client.
+        let outbox = all!(outbox).all(&connection).await.unwrap();
         let snapshot = Self {
             users: all!(users).all(&connection).await.unwrap(),
             activities: all!(activity).all(&connection).await.unwrap(),
             blocks: all!(token_block).all(&connection).await.unwrap(),
             takes: all!(take).all(&connection).await.unwrap(),
             adjustments: all!(stock_adjustment).all(&connection).await.unwrap(),
-            outbox: all!(outbox).all(&connection).await.unwrap(),
+            outbox: outbox.into_iter().map(|row| outbox::Model { sent_at: None, ..row }).collect(),
             kept_answers: all!(idempotency).all(&connection).await.unwrap(),
         };
         connection.close().await.unwrap();

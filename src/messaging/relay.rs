@@ -12,6 +12,7 @@ use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -24,6 +25,10 @@ use crate::ports::event_bus::{Committed, EventBus, PublishError};
 
 /// Rows that are published together.
 const PAGE: u64 = 64;
+
+/// How far apart pages are that are not full: each is marked by a commit, which under load the takes wait for, while
+/// what comes after a pause goes at once.
+const STRIDE: Duration = Duration::from_millis(50);
 
 /// How long a node stays the relay after a renewal.
 const LEASE: Duration = Duration::from_secs(8);
@@ -71,7 +76,7 @@ impl Relay {
     async fn relay_until(&self, stop: &CancellationToken) {
         let mut pause = Duration::ZERO;
         while !stop.is_cancelled() {
-            let before = pause;
+            let (before, next_page) = (pause, Instant::now() + STRIDE);
             pause = match self.relay_page().await {
                 Ok(0) => {
                     tokio::select! {
@@ -81,7 +86,12 @@ impl Relay {
                     }
                     Duration::ZERO
                 }
-                Ok(_) => Duration::ZERO,
+                Ok(rows) => {
+                    if rows < PAGE as usize {
+                        stop.run_until_cancelled(tokio::time::sleep_until(next_page)).await;
+                    }
+                    Duration::ZERO
+                }
                 Err(cause) => {
                     if before.is_zero() {
                         warn!("Events wait in the outbox: {cause}");

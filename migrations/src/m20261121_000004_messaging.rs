@@ -3,7 +3,9 @@
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
-use crate::columns::{id, long_text, optional_big, optional_text, required_big, required_int, table};
+use crate::columns::{
+    id, long_text, optional_big, optional_text, required_big, required_int, required_text, table,
+};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -19,6 +21,8 @@ enum Outbox {
     Attempts,
     RetryAt,
     LastError,
+    EventCount,
+    Types,
 }
 
 #[derive(DeriveIden)]
@@ -38,13 +42,16 @@ impl MigrationTrait for Migration {
             .create_table(
                 table(manager, Outbox::Table)
                     .col(id(Outbox::Id))
-                    .col(long_text(manager, Outbox::Events))
                     .col(optional_text(Outbox::Traceparent, 64))
                     .col(required_big(Outbox::CreatedAt))
                     .col(optional_big(Outbox::SentAt))
                     .col(required_int(Outbox::Attempts))
                     .col(optional_big(Outbox::RetryAt))
                     .col(optional_text(Outbox::LastError, 512))
+                    .col(required_int(Outbox::EventCount))
+                    .col(required_text(Outbox::Types, 512))
+                    // Last: SQLite reads through it to whatever is behind.
+                    .col(long_text(manager, Outbox::Events))
                     .take(),
             )
             .await?;
@@ -57,10 +64,12 @@ impl MigrationTrait for Migration {
         manager
             .create_index(
                 Index::create()
-                    .name("outbox_sent_id")
+                    .name("outbox_sent_id_types")
                     .table(Outbox::Table)
                     .col(Outbox::SentAt)
                     .col(Outbox::Id)
+                    // Who looks for news finds out here what they are, without a look at each row.
+                    .col(Outbox::Types)
                     .take(),
             )
             .await?;

@@ -1,5 +1,5 @@
 //! What was applied (consumer_log), what is to be tried again (parked_event), what nobody could apply (dead_letter),
-//! and the queues of the embedded bus (queued_events). The outbox learns what is in its rows without reading them.
+//! and the queues of the embedded bus (queued_events).
 
 use sea_orm_migration::prelude::*;
 
@@ -15,13 +15,6 @@ const MESSAGE_KEY: u32 = 64;
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
-
-#[derive(DeriveIden)]
-enum Outbox {
-    Table,
-    EventCount,
-    Types,
-}
 
 #[derive(DeriveIden)]
 enum ConsumerLog {
@@ -90,13 +83,6 @@ enum QueuedEvents {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let added = [
-            ColumnDef::new(Outbox::EventCount).integer().not_null().default(0).take(),
-            ColumnDef::new(Outbox::Types).string_len(512).not_null().default("").take(),
-        ];
-        for column in added {
-            manager.alter_table(Table::alter().table(Outbox::Table).add_column(column).take()).await?;
-        }
         manager
             .create_table(
                 table(manager, ConsumerLog::Table)
@@ -140,11 +126,7 @@ impl MigrationTrait for Migration {
         manager.drop_table(Table::drop().table(DeadLetter::Table).take()).await?;
         manager.drop_table(Table::drop().table(ParkedEvent::Table).take()).await?;
         manager.drop_table(Table::drop().table(ConsumerPosition::Table).take()).await?;
-        manager.drop_table(Table::drop().table(ConsumerLog::Table).take()).await?;
-        for column in [Outbox::EventCount, Outbox::Types] {
-            manager.alter_table(Table::alter().table(Outbox::Table).drop_column(column).take()).await?;
-        }
-        Ok(())
+        manager.drop_table(Table::drop().table(ConsumerLog::Table).take()).await
     }
 }
 

@@ -287,8 +287,7 @@ impl Sink for Consumer {
             for delivery in deliveries {
                 match delivery.content {
                     Ok(event) if !self.group.spec.wants(&event.event_type) => {
-                        let unknown = format!("this version of the group does not know {}", event.event_type);
-                        self.failed_first(&event, &delivery.origin, &HandlerError::Failed(unknown)).await?;
+                        self.failed_first(&event, &delivery.origin, &unknown_type(&event)).await?;
                     }
                     Ok(event) if matches!(self.group.effect, Effect::Outside(_)) => {
                         self.park(&event, &delivery.origin).await?;
@@ -314,6 +313,11 @@ impl Consumer {
         let crashed = HandlerError::Failed("its consumer ended while it was at work on it".to_owned());
         self.failed_first(&event, origin, &crashed).await
     }
+}
+
+/// Why an event cannot be applied that this version of its group does not listen to; a later one may.
+pub(super) fn unknown_type(event: &Envelope) -> HandlerError {
+    HandlerError::Failed(format!("this version of the group does not know {}", event.event_type))
 }
 
 /// Notes `events` as applied and applies those that were not.

@@ -16,7 +16,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, Que
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::consumer::{Consumer, Effect, HandlerError, Parked};
+use super::consumer::{Consumer, Effect, HandlerError, Parked, unknown_type};
 use super::dead_letter;
 use super::envelope::Envelope;
 use crate::db::bulk::{Column, Rows};
@@ -236,6 +236,9 @@ impl Consumer {
     }
 
     async fn try_parked(&self, event: Envelope, parked: Parked) -> Result<(), HandlerError> {
+        if !self.group.spec.wants(&event.event_type) {
+            return Err(unknown_type(&event));
+        }
         if let Effect::Outside(handler) = &self.group.effect
             && !self.is_noted(&event).await?
         {

@@ -56,6 +56,8 @@ pub enum Undecodable {
     TooLarge(usize),
     #[error("not JSON: {0}")]
     NotJson(serde_json::Error),
+    #[error("not events as the outbox keeps them: {0}")]
+    Row(serde_json::Error),
     #[error("not a JSON object")]
     NotAnObject,
     #[error("not a CloudEvent of ours: {0}")]

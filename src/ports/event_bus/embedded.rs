@@ -17,12 +17,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Committed, Delivery, EventBus, GroupSpec, Heard, Listener, PublishError, Sink};
+use super::{Committed, Delivery, EventBus, GroupSpec, Heard, Listener, PublishError, Sink, Unreadable};
 use crate::db::bulk::{Column, Rows};
 use crate::db::{self, Database, DbFault};
 use crate::lease::Lease;
 use crate::messaging::catalogue::EventType;
-use crate::messaging::envelope::Envelope;
+use crate::messaging::envelope::{Envelope, Undecodable};
 use crate::messaging::outbox;
 
 /// How often queues are looked at for what another node's relay put there.
@@ -67,14 +67,17 @@ impl EmbeddedBus {
             let origin: Arc<str> = format!("tombola.{}", group.name).into();
             let mut deliveries = Vec::new();
             for row in &entries {
-                let events = outbox::read(&row.events, row.traceparent.as_deref());
-                let events = events.map_err(|error| format!("cannot read outbox row {}: {error}", row.id))?;
-                let wanted = events.into_iter().filter(|event| group.wants(&event.event_type));
-                deliveries.extend(wanted.map(|event| Delivery {
-                    content: Ok(event),
-                    origin: origin.clone(),
-                    redeliveries: 0,
-                }));
+                let deliver = |content| Delivery { content, origin: origin.clone(), redeliveries: 0 };
+                match outbox::read(&row.events, row.traceparent.as_deref()) {
+                    Ok(events) => {
+                        let wanted = events.into_iter().filter(|event| group.wants(&event.event_type));
+                        deliveries.extend(wanted.map(|event| deliver(Ok(event))));
+                    }
+                    Err(error) => {
+                        let (body, error) = (row.events.clone().into_bytes(), Undecodable::Row(error));
+                        deliveries.push(deliver(Err(Unreadable { body, error })));
+                    }
+                }
             }
             while !deliveries.is_empty() {
                 let rest = deliveries.split_off(deliveries.len().min(group.max_batch.into()));
@@ -161,7 +164,12 @@ impl EmbeddedBus {
             Ok::<_, DbFault>(entities::outbox::Entity::find_by_id(row).one(&connection).await?)
         };
         let Some(row) = self.0.db.read(read).await? else { return Ok(Vec::new()) };
-        Ok(outbox::read(&row.events, row.traceparent.as_deref())?)
+        let events = outbox::read(&row.events, row.traceparent.as_deref());
+        // The groups that want it find it among their dead letters.
+        events.or_else(|error| {
+            warn!(outbox.id = row.id, %error, "Nobody hears outbox row {}: it cannot be read", row.id);
+            Ok(Vec::new())
+        })
     }
 }
 

@@ -40,6 +40,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
+/// How long a node that stops waits for the bus to store what it was handed.
+const LAST_PAGE: Duration = Duration::from_secs(2);
+
 /// How often the backlog is measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
@@ -77,7 +80,12 @@ impl Relay {
         let mut pause = Duration::ZERO;
         while !stop.is_cancelled() {
             let (before, next_page) = (pause, Instant::now() + STRIDE);
-            pause = match self.relay_page().await {
+            let relayed = tokio::select! {
+                relayed = self.relay_page() => relayed,
+                // What is published and not marked is published again.
+                () = time_is_up(stop) => return,
+            };
+            pause = match relayed {
                 Ok(0) => {
                     tokio::select! {
                         () = self.db.announced() => {}
@@ -214,4 +222,9 @@ impl Relay {
         };
         self.db.read(read).await
     }
+}
+
+async fn time_is_up(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_PAGE).await;
 }

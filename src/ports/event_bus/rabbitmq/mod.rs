@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use secrecy::SecretString;
 use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -27,6 +28,9 @@ use crate::messaging::catalogue::EventType;
 /// The shortest and the longest pause between two attempts to connect.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a consumer may wait in order to leave a reminder.
+const REMIND: Duration = Duration::from_millis(500);
 
 /// The bus over RabbitMQ. Clones share the connections.
 #[derive(Debug, Clone)]
@@ -182,11 +186,18 @@ impl EventBus for RabbitMq {
         if !self.0.delays.contains(&delay) {
             return;
         }
-        let shared = self.0.publisher.lock().await;
-        if let Some(publisher) = shared.as_ref()
-            && let Err(error) = publisher.poke(&topology::delay_queue(delay)).await
-        {
-            debug!(%error, "Could not leave a reminder; the sweep will do");
+        let reminding = async {
+            let shared = self.0.publisher.lock().await;
+            match shared.as_ref().filter(|publisher| publisher.trouble().is_none()) {
+                Some(publisher) => publisher.poke(&topology::delay_queue(delay)).await,
+                None => Ok(()),
+            }
+        };
+        // Whoever consumes must not wait for a broker that takes no messages (R12): the sweep will do.
+        match timeout(REMIND, reminding).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "Could not leave a reminder"),
+            Err(_) => debug!("The publisher is too busy to leave a reminder"),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::Fuse;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Message;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions};
@@ -53,7 +54,10 @@ pub(super) async fn consume(
 }
 
 /// Waits for a message, and gathers what comes with it.
-async fn next_batch(messages: &mut Consumer, group: &GroupSpec) -> Result<Option<Vec<Message>>, LinkError> {
+async fn next_batch(
+    messages: &mut Fuse<Consumer>,
+    group: &GroupSpec,
+) -> Result<Option<Vec<Message>>, LinkError> {
     let Some(first) = messages.next().await else { return Ok(None) };
     let mut batch = vec![first?];
     let until = Instant::now() + group.linger;
@@ -127,11 +131,13 @@ pub(super) async fn wake(connection: &Connection, wake: &Notify) -> Result<(), L
     Ok(())
 }
 
+/// The messages of `queue`. lapin tells their end once and then waits for ever, hence the fuse.
 async fn subscribe(
     channel: &lapin::Channel,
     queue: &str,
     options: BasicConsumeOptions,
-) -> Result<Consumer, LinkError> {
+) -> Result<Fuse<Consumer>, LinkError> {
     let queue = ShortString::try_new(queue).unwrap_or_default();
-    link::within(channel.basic_consume(queue, "".into(), options, FieldTable::default())).await
+    let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default());
+    Ok(link::within(consuming).await?.fuse())
 }

@@ -44,7 +44,7 @@ async fn every_event_is_applied_once(app: &TestApp, program: &[&str]) {
     subscriber.kill();
     sell(app).await;
     subscriber.start().await;
-    host.close_connections();
+    host.close_connections().await;
     sell(app).await;
 
     let committed = committed(app).await;

@@ -1,11 +1,14 @@
-//! What the server survives: crashes, lost commits, cut connections, stalled peers, full disks (RELIABILITY.md, part B).
+//! What the server survives: crashes, lost commits, cut connections, stalled peers, full disks, brokers in trouble
+//! (RELIABILITY.md, part B).
 //!
-//! Each fault strikes a real server process, or its database, while a crowd takes; afterwards the ledger of what the
+//! Each fault strikes a real server process, its database or its broker, while a crowd takes; afterwards the ledger of what the
 //! crowd was told is held against the database. A fault that was never seen fails its test as well.
 
+mod broker;
 mod crash;
 mod crowd;
 mod database;
+mod delivery;
 mod disk;
 mod instance;
 mod lock;

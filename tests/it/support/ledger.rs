@@ -37,6 +37,13 @@ pub(crate) struct Sale {
     keys: &'static str,
 }
 
+/// Somebody who runs activities.
+pub(crate) struct Operator {
+    address: SocketAddr,
+    wire: Wire,
+    token: String,
+}
+
 /// Customers who all take at once.
 pub(crate) struct Crowd {
     shared: Arc<Shared>,
@@ -47,7 +54,7 @@ pub(crate) struct Crowd {
 struct Shared {
     sale: Sale,
     nodes: Vec<SocketAddr>,
-    demand: usize,
+    demand: AtomicUsize,
     next: AtomicUsize,
     ledger: Mutex<Ledger>,
 }
@@ -93,26 +100,7 @@ pub(crate) struct Verdict {
 impl Sale {
     /// A give-away of `stock` units that runs, and 50 customers.
     pub(crate) async fn open(launch: &Launch, stock: usize, limit: Option<usize>) -> Self {
-        let mut wire = Wire::default();
-        let mut ask = async |path: &str, token: &str, body: Value, status: u16| {
-            let said = wire.ask(launch.address, &post(path, token, "", &body.to_string())).await.unwrap();
-            assert_eq!(said.status, status, "{path}: {}", said.body);
-            said.json()
-        };
-        let operator = json!({"provider": "dev", "name": "olga", "roles": ["operator"]});
-        let session = ask("/sessions", "", operator, 201).await;
-        let operator = session["access_token"].as_str().unwrap();
-        let now = SystemClock.now();
-        let offer = json!({
-            "name": "The last mooncakes", "kind": "giveaway", "stock_total": stock, "take_limit_per_user": limit,
-            "starts_at": now, "ends_at": now + TimeDelta::hours(6),
-        });
-        let activity = ask("/admin/activities", operator, offer, 201).await;
-        let activity = activity["id"].as_str().unwrap();
-        for event in ["submit", "approve", "start"] {
-            let path = format!("/admin/activities/{activity}/transitions");
-            ask(&path, operator, json!({"event": event}), 200).await;
-        }
+        let activity = Operator::at(launch.address).await.open(stock, limit).await;
         let tokens = Arc::new(launch.customers(50));
         Self { activity: activity.parse().unwrap(), stock, limit, tokens, keys: "request" }
     }
@@ -138,6 +126,45 @@ impl Sale {
     }
 }
 
+impl Operator {
+    /// Logs in.
+    pub(crate) async fn at(address: SocketAddr) -> Self {
+        let mut operator = Self { address, wire: Wire::default(), token: String::new() };
+        let roles = json!({"provider": "dev", "name": "olga", "roles": ["operator"]});
+        let session = operator.ask("/sessions", &roles).await.unwrap();
+        operator.token = session["access_token"].as_str().unwrap().to_owned();
+        operator
+    }
+
+    /// The id of a new give-away of `stock` units that runs.
+    pub(crate) async fn open(&mut self, stock: usize, limit: Option<usize>) -> String {
+        let now = SystemClock.now();
+        let offer = json!({
+            "name": "The last mooncakes", "kind": "giveaway", "stock_total": stock, "take_limit_per_user": limit,
+            "starts_at": now, "ends_at": now + TimeDelta::hours(6),
+        });
+        let activity = self.ask("/admin/activities", &offer).await.unwrap();
+        let activity = activity["id"].as_str().unwrap();
+        for event in ["submit", "approve", "start"] {
+            let path = format!("/admin/activities/{activity}/transitions");
+            self.ask(&path, &json!({"event": event})).await.unwrap();
+        }
+        activity.to_owned()
+    }
+
+    /// Adds one unit to an activity's stock.
+    pub(crate) async fn add_one(&mut self, activity: &str) -> Result<Value, String> {
+        let path = format!("/admin/activities/{activity}/stock-adjustments");
+        self.ask(&path, &json!({"delta": 1, "reason": "found one"})).await
+    }
+
+    async fn ask(&mut self, path: &str, body: &Value) -> Result<Value, String> {
+        let request = post(path, &self.token, "", &body.to_string());
+        let said = self.wire.ask(self.address, &request).await.map_err(|error| error.to_string())?;
+        if said.status < 300 { Ok(said.json()) } else { Err(format!("{path}: {}", said.body)) }
+    }
+}
+
 impl Crowd {
     /// `customers` at a time send `demand` requests to the nodes in turns.
     pub(crate) fn rush(sale: &Sale, nodes: &[SocketAddr], customers: usize, demand: usize) -> Self {
@@ -155,7 +182,7 @@ impl Crowd {
         let shared = Arc::new(Shared {
             sale: sale.clone(),
             nodes: nodes.to_vec(),
-            demand,
+            demand: AtomicUsize::new(demand),
             next: AtomicUsize::new(0),
             ledger: Mutex::new(ledger),
         });
@@ -193,7 +220,7 @@ impl Crowd {
 
     /// Whether every outcome is known.
     pub(crate) fn is_over(&self) -> bool {
-        self.shared.ledger().definite() >= self.shared.demand
+        self.shared.ledger().definite() >= self.shared.demand()
     }
 
     /// The takes accepted so far.
@@ -201,18 +228,25 @@ impl Crowd {
         self.shared.ledger().taken().map(|(take, _)| take).collect()
     }
 
+    /// Lets nobody begin another request: what was sent is the demand.
+    pub(crate) fn close(&self) {
+        // Far behind every demand: whoever counts on from here goes home.
+        let sent = self.shared.next.fetch_add(usize::MAX / 2, Ordering::SeqCst);
+        self.shared.demand.fetch_min(sent, Ordering::SeqCst);
+    }
+
     /// Waits until every outcome is known, then asks some of the questions again, if they have keys.
     pub(crate) async fn finish(mut self) -> Ledger {
         let over =
             async { while self.customers.join_next().await.is_some_and(|customer| customer.is_ok()) {} };
         let in_time = tokio::time::timeout(LONGEST_SALE, over).await;
-        let left = self.shared.demand - self.shared.ledger().definite();
+        let left = self.shared.demand() - self.shared.ledger().definite();
         assert!(
             in_time.is_ok() && left == 0,
             "{left} outcomes stayed unknown: {:?}",
             self.shared.ledger().unknown
         );
-        let again = if self.shared.sale.keys.is_empty() { 0 } else { self.shared.demand };
+        let again = if self.shared.sale.keys.is_empty() { 0 } else { self.shared.demand() };
         let mut wire = Wire::default();
         for number in (0..again).step_by((again / 50).max(1)) {
             self.shared.settle(&mut wire, number, 0).await;
@@ -226,11 +260,15 @@ impl Shared {
         self.ledger.lock().unwrap()
     }
 
+    fn demand(&self) -> usize {
+        self.demand.load(Ordering::SeqCst)
+    }
+
     async fn shop(self: Arc<Self>, customer: usize) {
         let mut wire = Wire::default();
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            if number >= self.demand {
+            if number >= self.demand() {
                 return;
             }
             if self.ledger().entries.get(&number).is_none_or(|entry| entry.answers.is_empty()) {

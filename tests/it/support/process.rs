@@ -187,6 +187,20 @@ impl Server {
             .sum()
     }
 
+    /// Waits until the log says `text`.
+    pub(crate) async fn says(&self, text: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !std::fs::read_to_string(&self.log).expect("a log file").contains(text) {
+            assert!(Instant::now() < deadline, "the server never said {text:?}");
+            tokio::time::sleep(POLL * 5).await;
+        }
+    }
+
+    /// Whether `/readyz` says so now.
+    pub(crate) async fn is_ready(&self) -> bool {
+        Wire::default().ask(self.address, &get("/readyz")).await.is_ok_and(|said| said.status == 200)
+    }
+
     /// Waits until a counter has reached `least`.
     pub(crate) async fn counts(&self, name: &str, least: u64) {
         let deadline = Instant::now() + PATIENCE;

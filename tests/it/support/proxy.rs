@@ -1,4 +1,5 @@
-//! A TCP proxy between the server and its database that loses commits, cuts connections and swallows bytes.
+//! A TCP proxy between the server and its database or broker that loses commits and answers, cuts connections,
+//! swallows bytes and leads elsewhere.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,12 +26,14 @@ pub(crate) struct Proxy {
 }
 
 struct Rules {
-    target: SocketAddr,
+    target: watch::Sender<SocketAddr>,
     /// Raised to cut every connection.
     cuts: watch::Sender<u64>,
     accepted: AtomicUsize,
     /// Connections with a lower number are silent for ever.
     silent_below: watch::Sender<usize>,
+    /// Connections with a lower number never hear an answer again.
+    deaf_below: AtomicUsize,
     delay_ms: AtomicUsize,
     /// COMMITs still to be lost; see [`Proxy::lose_commits`].
     commits_to_lose: AtomicUsize,
@@ -45,10 +48,11 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let rules = Arc::new(Rules {
-            target,
+            target: watch::Sender::new(target),
             cuts: watch::Sender::new(0),
             accepted: AtomicUsize::new(0),
             silent_below: watch::Sender::new(0),
+            deaf_below: AtomicUsize::new(0),
             delay_ms: AtomicUsize::new(0),
             commits_to_lose: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
@@ -78,6 +82,23 @@ impl Proxy {
     /// Forwards again, but only what new connections say, as after a firewall lost its state.
     pub(crate) fn recover(&self) {
         self.rules.silent_below.send_replace(self.rules.accepted.load(Ordering::SeqCst));
+    }
+
+    /// Loses every answer from now on, while questions still arrive.
+    pub(crate) fn lose_answers(&self) {
+        self.rules.deaf_below.store(usize::MAX, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection; new ones get answers.
+    pub(crate) fn cut_and_answer(&self) {
+        self.rules.deaf_below.store(self.rules.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.cut();
+    }
+
+    /// Cuts every connection; new ones lead to `target`.
+    pub(crate) fn lead_to(&self, target: SocketAddr) {
+        self.rules.target.send_replace(target);
+        self.cut();
     }
 
     /// Holds back everything the database says for so long.
@@ -112,7 +133,8 @@ impl Rules {
         let number = self.accepted.fetch_add(1, Ordering::SeqCst);
         let mut cuts = self.cuts.subscribe();
         cuts.mark_unchanged();
-        let Ok(server) = TcpStream::connect(self.target).await else { return };
+        let target = *self.target.borrow();
+        let Ok(server) = TcpStream::connect(target).await else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         let ((mut client_out, mut client_in), (mut server_out, mut server_in)) =
             (client.into_split(), server.into_split());
@@ -176,6 +198,9 @@ impl Rules {
             if lose_answer.load(Ordering::SeqCst) {
                 self.unanswered.fetch_add(1, Ordering::SeqCst);
                 return;
+            }
+            if number < self.deaf_below.load(Ordering::SeqCst) {
+                continue;
             }
             let delay = self.delay_ms.load(Ordering::Relaxed);
             if delay > 0 {

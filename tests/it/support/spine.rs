@@ -36,6 +36,10 @@ use super::broker::VirtualHost;
 use super::database::{Engine, TestDatabase};
 use super::eventually;
 
+/// The pauses after the first tries of an event.
+pub(crate) const DELAYS: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80)];
+
 /// The bus under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bus {
@@ -130,11 +134,17 @@ fn obey(mood: Option<Mood>, event: &Envelope) -> Result<(), HandlerError> {
     }
 }
 
-async fn record(tx: &Tx, group: &str, event: &Envelope) -> Result<(), DbFault> {
+/// Writes the row that shows that `group` applied `event`.
+pub(crate) async fn record(tx: &Tx, group: &str, event: &Envelope) -> Result<(), DbFault> {
     let values = [group.into(), event.id.0.into(), event.subject.clone().into()];
     let sql = "INSERT INTO effect (group_name, event_id, subject) VALUES (?, ?, ?)";
     tx.execute_raw(tombola::db::bulk::statement(tx.get_database_backend(), sql, values)).await?;
     Ok(())
+}
+
+/// Names a run of a node.
+fn holder() -> i64 {
+    i64::from_ne_bytes(rand::random()) & i64::MAX
 }
 
 impl Spine {
@@ -187,19 +197,33 @@ impl Spine {
 
     /// Lets a node work; dropped, it is gone as by kill -9.
     pub(crate) fn node(&self, groups: Vec<Group>) -> SpineNode {
-        let holder = i64::from_ne_bytes(rand::random()) & i64::MAX;
+        self.node_on(self.bus(&groups), groups, &DELAYS)
+    }
+
+    /// The bus under test, for `groups`.
+    pub(crate) fn bus(&self, groups: &[Group]) -> Arc<dyn EventBus> {
+        let specs: Vec<GroupSpec> = groups.iter().map(|group| group.spec).collect();
+        match &self.vhost {
+            None => Arc::new(EmbeddedBus::new(self.db.clone(), holder(), &specs)),
+            Some(vhost) => Arc::new(RabbitMq::new(&vhost.url.clone().into(), &specs, &DELAYS).unwrap()),
+        }
+    }
+
+    /// [`Spine::node`], on a bus of the test's own, with these pauses between tries.
+    pub(crate) fn node_on(
+        &self,
+        bus: Arc<dyn EventBus>,
+        groups: Vec<Group>,
+        delays: &[Duration],
+    ) -> SpineNode {
         let groups = Groups::new(groups);
-        let delays: Arc<[Duration]> = [20, 40, 80].map(Duration::from_millis).into();
-        let bus: Arc<dyn EventBus> = match &self.vhost {
-            None => Arc::new(EmbeddedBus::new(self.db.clone(), holder, &groups.specs())),
-            Some(vhost) => {
-                Arc::new(RabbitMq::new(&vhost.url.clone().into(), &groups.specs(), &delays).unwrap())
-            }
+        let retries = Retries {
+            delays: delays.into(),
+            sweep_every: Duration::from_millis(20),
+            claim: Duration::from_secs(2),
         };
-        let retries =
-            Retries { delays, sweep_every: Duration::from_millis(20), claim: Duration::from_secs(2) };
         let stop = CancellationToken::new();
-        let relay = Relay::new(self.db.clone(), bus.clone(), holder, Duration::from_millis(20));
+        let relay = Relay::new(self.db.clone(), bus.clone(), holder(), Duration::from_millis(20));
         let (db, ids, consuming, ending) =
             (self.db.clone(), self.cluster.ids().clone(), bus.clone(), stop.clone());
         let tasks = vec![

@@ -15,6 +15,7 @@ test  | command -v shellcheck     | shellcheck      | linting these scripts
 test  | python3 -c "import venv, ensurepip" | python3-venv | schemathesis, which tests the HTTP contract
 bench | postgres_bin              | postgresql      | the server on PostgreSQL; pgbench for the hot row
 bench | command -v mariadbd       | mariadb-server  | the server on MariaDB
+bench | rabbitmq_bin              | rabbitmq-server | the events of the server on RabbitMQ
 bench | command -v redis-server   | redis-server    | the counter that a user would write; redis-benchmark
 bench | command -v wrk            | wrk             | the load
 bench | command -v python3        | python3         | running the measurements and printing the table

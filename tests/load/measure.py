@@ -48,7 +48,10 @@ def main():
         measure_hot_row(options, rows)
     if options.only is None:
         measure_redis(options, rows)
+        measure_rabbitmq_takes(options, rows, notes)
+    events = measure_events(options)
     print_report(introduction, rows, notes + factors(rows))
+    print_events(events)
     if any(row.verdict not in ("", "exact") for row in rows):
         sys.exit("The checker found differences; see the table.")
 
@@ -138,6 +141,56 @@ def measure_large(database, options, notes):
     notes.append(f"checker: {takes:,} takes, {different:,} tokens, {sold:,} sold by the blocks")
 
 
+def measure_rabbitmq_takes(options, rows, notes):
+    """Takes on PostgreSQL while every take is also an event that the broker confirms."""
+    database = Postgres("bench_rabbitmq")
+    database.create()
+    directory = options.directory / "rabbitmq"
+    directory.mkdir()
+    tokens = directory / "tokens"
+    connections = max(options.connections)
+    with Server(database.url, directory, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as server:
+        server.run("token", "--count", str(options.customers), "--out", str(tokens))
+        livez = load(server, "GET", "/livez", tokens, connections, options.seconds)
+        row, check = measure_takes(server, database, "takes, events to RabbitMQ", False, tokens, connections,
+                                   options.seconds)
+        row.ratio = row.rate / livez.rate
+        rows.append(row)
+        check.remaining = server.remaining(check.activity)
+        notes.append(f"takes with RabbitMQ: the last event was confirmed {server.drain():.0f} s after the last take; "
+                     f"{server.memory('VmHWM')} MiB at most")
+    row.verdict = check.verdict(database)
+
+
+def measure_events(options):
+    """Events out of the outbox and into a consumer group, by the Rust benchmark; rates per second."""
+    lines = []
+    for database in (Sqlite(options.directory / "events"), Postgres("bench_events")):
+        for bus in ("embedded", "RabbitMQ"):
+            if options.only not in (None, database.name):
+                continue
+            if isinstance(database, Postgres):
+                database = Postgres(f"bench_events_{bus.lower()}")
+            else:
+                database = Sqlite(options.directory / f"events_{bus}")
+                database.file.parent.parent.mkdir()
+            database.create()
+            url = "embedded" if bus == "embedded" else os.environ["TOMBOLA_TEST_RABBITMQ_URL"]
+            progress(f"{database.name}: events over the {bus} bus")
+            output = check_output("cargo", "bench", "--quiet", "--locked", "--bench", "messaging", "--",
+                                  database.url, url)
+            lines += [(database.name, bus, json.loads(line)) for line in output.splitlines() if line.startswith("{")]
+    return lines
+
+
+def print_events(lines):
+    print("\n| database | bus | events in an outbox row | published and confirmed/s | applied with an effect row/s |")
+    print("|---|---|---:|---:|---:|")
+    for database, bus, line in lines:
+        print(f"| {database} | {bus} | {line['events_per_row']} | {line['relayed_per_s']:,.0f} "
+              f"| {line['applied_per_s']:,.0f} |")
+
+
 def measure_takes(server, database, what, keys, tokens, connections, seconds):
     """An activity with more stock than demand: the rate is that of committed takes."""
     activity = server.start_activity(f"{what}, {connections}", LARGE_STOCK)
@@ -204,7 +257,7 @@ class Check:
 class Server:
     """A release server on a free port, with its own directory; its secret is shared with the commands run beside it."""
 
-    def __init__(self, database_url, directory):
+    def __init__(self, database_url, directory, **settings):
         self.directory = directory
         self.address = f"127.0.0.1:{free_port()}"
         self.environment = os.environ | {
@@ -212,7 +265,7 @@ class Server:
             "TOMBOLA__DATABASE__URL": database_url,
             "TOMBOLA__AUTH__DEV_LOGIN": "true",
             "TOMBOLA__AUTH__SECRET": secrets.token_hex(32),
-        }
+        } | settings
 
     def __enter__(self):
         self.log = (self.directory / "log").open("w")
@@ -286,6 +339,22 @@ class Server:
 
     def remaining(self, activity):
         return self.call("GET", f"/api/v1/activities/{activity}")["stock"]["remaining"]
+
+    def metric(self, name):
+        with urllib.request.urlopen(f"http://{self.address}/metrics") as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith(f"{name} "):
+                    return float(line.split()[1])
+        return None
+
+    def drain(self):
+        """Waits until no event is unsent; answers how long that took, in seconds."""
+        started = time.monotonic()
+        quiet = 0
+        while quiet < 3:
+            time.sleep(1)
+            quiet = quiet + 1 if self.metric("tombola_outbox_unsent_rows") == 0 else 0
+        return time.monotonic() - started - quiet
 
     def memory(self, field):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()

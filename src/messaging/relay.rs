@@ -10,7 +10,8 @@ use std::time::Duration;
 use entities::outbox;
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, Iterable, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -153,10 +154,18 @@ impl Relay {
     }
 
     async fn unsent(&self) -> Result<Vec<outbox::Model>, DbFault> {
-        let read = |connection: DatabaseConnection| async move {
+        let whole = self.bus.reads_events();
+        let read = move |connection: DatabaseConnection| async move {
             let now = db::now_micros(&connection).await?;
             let due = outbox::Column::RetryAt.is_null().or(outbox::Column::RetryAt.lte(now));
             let rows = outbox::Entity::find().filter(outbox::Column::SentAt.is_null()).filter(due);
+            let rows = if whole {
+                rows
+            } else {
+                let others =
+                    outbox::Column::iter().filter(|column| !matches!(column, outbox::Column::Events));
+                rows.select_only().columns(others).column_as(Expr::value(""), "events")
+            };
             Ok(rows.order_by_asc(outbox::Column::Id).limit(PAGE).all(&connection).await?)
         };
         self.db.read(read).await

@@ -175,6 +175,11 @@ impl EmbeddedBus {
 
 #[async_trait]
 impl EventBus for EmbeddedBus {
+    /// Whoever takes an entry in reads its events.
+    fn reads_events(&self) -> bool {
+        false
+    }
+
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
         let (mut groups, mut ids) = (Vec::new(), Vec::new());
         let mut woken = Vec::new();

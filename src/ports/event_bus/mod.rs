@@ -129,6 +129,11 @@ pub enum PublishError {
 /// Carries committed events to those who listen. Clones of the implementations share their connections.
 #[async_trait]
 pub trait EventBus: Send + Sync + fmt::Debug {
+    /// Whether [`publish`](EventBus::publish) reads the events, and not only which rows have which types.
+    fn reads_events(&self) -> bool {
+        true
+    }
+
     /// Stores all events of each row for every group that wants them; answers for each row. An error leaves open which
     /// events of the row were stored.
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>>;

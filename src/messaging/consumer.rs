@@ -356,12 +356,14 @@ async fn apply(
 
 /// The events that the log does not know, each once.
 async fn unknown(tx: &Tx, group: &str, events: &[Envelope]) -> Result<Vec<Envelope>, DbFault> {
-    const KNOWN: &str =
-        "SELECT l.event_id FROM {rows} JOIN consumer_log AS l ON l.event_id = r.id AND l.group_name = ?";
+    // A subquery for each row, not a join: a planner that starts with the log reads all of it.
+    const KNOWN: &str = "SELECT (SELECT l.event_id FROM consumer_log AS l \
+        WHERE l.group_name = ? AND l.event_id = r.id) AS event_id FROM {rows}";
     let ids = Rows::new().column("id", Column::Big(events.iter().map(|event| event.id.0).collect()));
     let known = tx.query_all_raw(ids.statement(tx.get_database_backend(), KNOWN, [group.into()])).await?;
     let known = known.iter().map(|row: &QueryResult| row.try_get("", "event_id"));
-    let mut known = known.collect::<Result<HashSet<i64>, _>>()?;
+    let known = known.collect::<Result<Vec<Option<i64>>, _>>()?;
+    let mut known: HashSet<i64> = known.into_iter().flatten().collect();
     Ok(events.iter().filter(|event| known.insert(event.id.0)).cloned().collect())
 }
 
@@ -385,8 +387,8 @@ async fn note(tx: &Tx, group: &str, events: &[Envelope], attempts: i32) -> Resul
 
 /// The events whose sequence is greater than what was applied for their subject; notes the greatest.
 async fn not_late(tx: &Tx, group: &str, events: Vec<Envelope>) -> Result<Vec<Envelope>, DbFault> {
-    const KNOWN: &str = "SELECT p.subject, p.sequence FROM {rows} \
-        JOIN consumer_position AS p ON p.subject = r.subject AND p.group_name = ?";
+    const KNOWN: &str = "SELECT r.subject, (SELECT p.sequence FROM consumer_position AS p \
+        WHERE p.group_name = ? AND p.subject = r.subject) AS sequence FROM {rows}";
     const FORGET: &str =
         "DELETE FROM consumer_position WHERE group_name = ? AND subject IN (SELECT r.subject FROM {rows})";
     const KEEP: &str = "INSERT INTO consumer_position (group_name, subject, sequence) \
@@ -396,7 +398,9 @@ async fn not_late(tx: &Tx, group: &str, events: Vec<Envelope>) -> Result<Vec<Env
     let subjects = Rows::new().column("subject", Column::Text(subjects.into_iter().collect()));
     let mut positions: HashMap<String, i64> = HashMap::new();
     for row in tx.query_all_raw(subjects.statement(backend, KNOWN, [group.into()])).await? {
-        positions.insert(row.try_get("", "subject")?, row.try_get("", "sequence")?);
+        if let Some(sequence) = row.try_get("", "sequence")? {
+            positions.insert(row.try_get("", "subject")?, sequence);
+        }
     }
     let mut moved: BTreeMap<String, i64> = BTreeMap::new();
     let mut fresh = Vec::with_capacity(events.len());

@@ -68,13 +68,19 @@ pub(super) async fn subjects(
     group: &'static str,
     subjects: HashSet<String>,
 ) -> Result<HashSet<String>, DbFault> {
-    const PARKED: &str = "SELECT DISTINCT p.subject FROM {rows} \
-        JOIN parked_event AS p ON p.subject = r.subject AND p.group_name = ?";
+    const PARKED: &str = "SELECT r.subject, (SELECT MIN(p.id) FROM parked_event AS p \
+        WHERE p.group_name = ? AND p.subject = r.subject) AS parked FROM {rows}";
     db.read(move |connection: DatabaseConnection| async move {
         let rows = Rows::new().column("subject", Column::Text(subjects.into_iter().collect()));
         let sql = rows.statement(connection.get_database_backend(), PARKED, [group.into()]);
         let found = connection.query_all_raw(sql).await?;
-        Ok(found.iter().map(|row| row.try_get("", "subject")).collect::<Result<_, _>>()?)
+        let mut parked = HashSet::new();
+        for row in found {
+            if row.try_get::<Option<i64>>("", "parked")?.is_some() {
+                parked.insert(row.try_get("", "subject")?);
+            }
+        }
+        Ok(parked)
     })
     .await
 }

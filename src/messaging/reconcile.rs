@@ -91,10 +91,11 @@ async fn known(
     for table in TABLES {
         let ids = Rows::new().column("id", Column::Big(events.iter().map(|event| event.0).collect()));
         let sql = format!(
-            "SELECT t.event_id FROM {{rows}} JOIN {table} AS t ON t.event_id = r.id AND t.group_name = ?"
+            "SELECT r.id FROM {{rows}} WHERE (SELECT MAX(t.event_id) FROM {table} AS t \
+             WHERE t.group_name = ? AND t.event_id = r.id) IS NOT NULL"
         );
         for found in connection.query_all_raw(ids.statement(backend, &sql, [group.name.into()])).await? {
-            known.insert(EventId(found.try_get("", "event_id")?));
+            known.insert(EventId(found.try_get("", "id")?));
         }
     }
     Ok(known)

@@ -202,7 +202,7 @@ async fn f23_delay_queues_gone(spine: &Spine) {
     for delay in ["20", "40", "80"] {
         vhost(spine).delete_queue(&format!("tombola.delay.{delay}")).await;
     }
-    let moods = [(0, Mood::Fail, 2), (1, Mood::NotYet, 3), (2, Mood::Fail, 3)];
+    let moods = [(0, Mood::Fail, 2), (1, Mood::NotYet, 2), (2, Mood::Fail, 100)];
     let mut ids = spine.commit_with(&[(ActivityTaken, "7", None); 10], &moods).await;
     let poison = ids.remove(2);
     spine.has_applied("taken", &[first, ids].concat()).await;

@@ -149,6 +149,10 @@ impl Relay {
             .map(|row| i64::from(row.event_count))
             .sum::<i64>();
         metrics::counter!("tombola_events_published_total").increment(events.unsigned_abs());
+        // That nothing was stored says more about the bus than about each row: the backlog must not be blamed row by row.
+        if sent.is_empty() && unavailable.is_none() {
+            unavailable = refused.first().map(|(_, _, error)| error.clone());
+        }
         self.mark(sent, refused).await.map_err(|fault| fault.to_string())?;
         unavailable.map_or(Ok(rows.len()), Err)
     }

@@ -176,16 +176,22 @@ async fn f08_one_backend_stopped(engine: Engine) {
     let instance = Instance::start(engine).await;
     let launch = impatient(&Launch::on(&instance.url())).with("DATABASE__CONNECTIONS", 4);
     let server = launch.start().await;
-    let sale = Sale::open(&launch, 2000, None).await;
-    let crowd = Crowd::rush(&sale, &[server.address], 24, 2100);
+    let sale = Sale::open(&launch, 6000, None).await;
+    let crowd = Crowd::rush(&sale, &[server.address], 24, 6100);
     let administrator = session(&instance.administrator_url()).await;
+    // Connections of the pool before are about to go: stopping one of them would trouble nobody.
+    let mut newer_than = 0;
     for replaced in 1..=2 {
         let before = crowd.taken().len();
         crowd.until_taken(before + 50).await;
-        let busiest = "SELECT pid::bigint FROM pg_stat_activity \
-                       WHERE datname = 'tombola' AND backend_type = 'client backend' \
-                       ORDER BY state = 'active' DESC, state_change DESC LIMIT 1";
-        let backend = u32::try_from(number(&administrator, busiest).await).unwrap();
+        const STARTED: &str = "(extract(epoch FROM backend_start) * 1000000)::bigint";
+        let of_server = "FROM pg_stat_activity WHERE datname = 'tombola' AND backend_type = 'client backend'";
+        let busiest = format!(
+            "SELECT pid::bigint {of_server} AND {STARTED} > {newer_than} \
+             ORDER BY state = 'active' DESC, state_change DESC LIMIT 1"
+        );
+        let backend = u32::try_from(number(&administrator, &busiest).await).unwrap();
+        newer_than = number(&administrator, &format!("SELECT max({STARTED}) {of_server}")).await;
         send(backend, Signal::Stop);
         server.counts("tombola_database_pools_replaced_total", replaced).await;
         // It may hold the lock of the block that is being sold: nobody can end that but itself.

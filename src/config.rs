@@ -21,6 +21,7 @@ use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
 use crate::jobs::Schedule;
 use crate::messaging::parking::Retries;
+use crate::money::{Currency, MOST_MINOR};
 use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::stock::engine::MAX_BATCH;
 
@@ -57,6 +58,7 @@ pub struct Config {
     pub messaging: MessagingConfig,
     pub jobs: JobsConfig,
     pub shop: ShopConfig,
+    pub order: OrderConfig,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
 }
@@ -194,7 +196,27 @@ pub struct JobSchedules {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShopConfig {
-    pub currency: String,
+    pub currency: Currency,
+    pub shipping: ShippingConfig,
+    pub points_per_major: i64,
+}
+
+/// What it costs to send an order.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShippingConfig {
+    pub fee_minor: i64,
+    pub free_from_minor: i64,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderConfig {
+    #[serde(rename = "payment_timeout_s", with = "seconds")]
+    pub payment_timeout: Duration,
+    #[serde(rename = "draft_timeout_s", with = "seconds")]
+    pub draft_timeout: Duration,
+    pub refund_approval: bool,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -307,13 +329,16 @@ impl Config {
 
     /// The first setting that cannot be used: its key and what is wrong.
     fn problem(&self) -> Option<(&'static str, String)> {
-        let Self { http, database, auth, messaging, stock, shop, log, .. } = self;
+        let Self { http, database, auth, messaging, stock, shop, order, log, .. } = self;
         let url = self.database_settings().err();
         let unfit = |secret: &SecretString| SigningSecret::new(secret.clone()).err();
         let orphans = auth.secret.is_none() && !auth.previous_secrets.is_empty();
         let level = log.level.parse::<tracing_subscriber::EnvFilter>().err();
         let at_least_one = |n: usize| (n == 0).then(|| "must be at least 1".to_owned());
         let positive = |time: Duration| time.is_zero().then(|| "must be more than 0".to_owned());
+        let amount = |minor: i64| {
+            (!(0..=MOST_MINOR).contains(&minor)).then(|| format!("must be 0 to {MOST_MINOR}"))
+        };
         let checks = [
             ("database.url", url.map(|error| error.to_string())),
             ("database.connections", at_least_one(database.connections as usize)),
@@ -360,11 +385,14 @@ impl Config {
             ("stock.max_waiting", at_least_one(stock.max_waiting)),
             ("stock.max_wait_ms", positive(stock.max_wait)),
             ("stock.passivate_after_s", positive(stock.passivate_after)),
+            ("shop.shipping.fee_minor", amount(shop.shipping.fee_minor)),
+            ("shop.shipping.free_from_minor", amount(shop.shipping.free_from_minor)),
             (
-                "shop.currency",
-                (shop.currency.len() != 3 || !shop.currency.bytes().all(|byte| byte.is_ascii_uppercase()))
-                    .then(|| "an ISO 4217 code has three capital letters, as in \"CNY\"".to_owned()),
+                "shop.points_per_major",
+                (!(0..=1000).contains(&shop.points_per_major)).then(|| "must be 0 to 1000".to_owned()),
             ),
+            ("order.payment_timeout_s", positive(order.payment_timeout)),
+            ("order.draft_timeout_s", positive(order.draft_timeout)),
             ("log.level", level.map(|error| error.to_string())),
         ];
         checks.into_iter().find_map(|(key, problem)| Some((key, problem?)))

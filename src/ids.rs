@@ -81,24 +81,40 @@ macro_rules! define_id {
 define_id! {
     /// Names an activity.
     ActivityId,
+    /// Names a stock adjustment.
+    AdjustmentId,
     /// Names one commit of the stock actor; also the id of the outbox row that commit wrote.
     BatchId,
     /// Names a range of stock tokens.
     BlockId,
+    /// Names a user's coupon.
+    CouponId,
     /// Names a message that could not be applied.
     DeadLetterId,
     /// Names a difference that a reconciliation found.
     DifferenceId,
     /// Names an event.
     EventId,
-    /// Names a stock adjustment.
-    AdjustmentId,
+    /// Names goods of the shop.
+    GoodsId,
     /// Names a run of a job.
     JobRunId,
+    /// Names a change of goods, of a balance or of points.
+    LedgerEntryId,
+    /// Names a message to a user.
+    NotificationId,
+    /// Names an order; a flash sale's order has the number of its take.
+    OrderId,
     /// Names an event's place among those that are to be tried later.
     ParkedId,
+    /// Names an attempt to pay an order.
+    PaymentId,
+    /// Names what a gateway said of a payment.
+    PaymentRecordId,
     /// Names a run of the reconciliation.
     ReconciliationId,
+    /// Names money on its way back.
+    RefundId,
     /// Names a take.
     TakeId,
     /// Names an access token, so that it can be revoked.
@@ -222,12 +238,20 @@ from_new_id!(
     AdjustmentId,
     BatchId,
     BlockId,
+    CouponId,
     DeadLetterId,
     DifferenceId,
     EventId,
+    GoodsId,
     JobRunId,
+    LedgerEntryId,
+    NotificationId,
+    OrderId,
     ParkedId,
+    PaymentId,
+    PaymentRecordId,
     ReconciliationId,
+    RefundId,
     TakeId,
     TokenId,
     UserId

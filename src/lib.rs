@@ -9,6 +9,7 @@ pub mod app; // the only place that wires: start and stop order
 pub mod cli; // arguments, exit codes
 pub mod cluster; // this node's number, leased in the database
 pub mod config; // settings in layers; default.toml explains every key
+pub mod coupon; // coupons users hold
 pub mod db; // one door to SQLite, PostgreSQL and MySQL: deadlines, transactions, a pool that heals
 pub mod demo; // a running sale and simulated shoppers
 pub mod error; // every public error code with its status
@@ -20,9 +21,14 @@ pub mod ids; // typed ids over snowflakes, strings in JSON
 pub mod jobs; // work by schedule or on demand that one node does for all, and its history
 pub mod lease; // which node does a piece of work, until when
 pub mod messaging; // events, written with their cause
-pub mod ports; // what the outside gives us: time
+pub mod money; // integer minor units, and the currency beside them
+pub mod notification; // what users are told
+pub mod order; // created, paid, cancelled, shipped, refunded
+pub mod payment; // money through gateways
+pub mod ports; // what the outside gives us: time, an event bus, payment gateways
 pub mod reconciliation; // what should agree and does not, each with a proposed action
 pub mod stock; // who gets which unit, exactly
 pub mod telemetry; // logs, metrics, traces
 pub mod trace; // which trace work belongs to, and so its events
+pub mod wallet; // balance and points, each a ledger
 mod words; // enums that are one word per variant

@@ -43,6 +43,11 @@ pub(crate) fn optional_text(name: impl IntoIden, length: u32) -> ColumnDef {
     ColumnDef::new(name).string_len(length).null().take()
 }
 
+/// A SHA-256.
+pub(crate) fn required_hash(name: impl IntoIden) -> ColumnDef {
+    ColumnDef::new(name).binary_len(32).not_null().take()
+}
+
 /// Text without a practical limit: MySQL's plain TEXT ends at 64 KiB, which one batch's events exceed.
 pub(crate) fn long_text(manager: &SchemaManager<'_>, name: impl IntoIden) -> ColumnDef {
     match manager.get_database_backend() {

@@ -16,6 +16,11 @@ mod m20261121_000005_consumers;
 mod m20261121_000006_jobs;
 mod m20261121_000007_stock_projection;
 mod m20261121_000008_reconciliation;
+mod m20261121_000009_catalog;
+mod m20261121_000010_orders;
+mod m20261121_000011_payment;
+mod m20261121_000012_wallet_and_coupon;
+mod m20261121_000013_notification;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -33,6 +38,11 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000006_jobs::Migration),
             Box::new(m20261121_000007_stock_projection::Migration),
             Box::new(m20261121_000008_reconciliation::Migration),
+            Box::new(m20261121_000009_catalog::Migration),
+            Box::new(m20261121_000010_orders::Migration),
+            Box::new(m20261121_000011_payment::Migration),
+            Box::new(m20261121_000012_wallet_and_coupon::Migration),
+            Box::new(m20261121_000013_notification::Migration),
         ]
     }
 }

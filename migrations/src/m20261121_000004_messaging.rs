@@ -4,7 +4,8 @@ use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
 use crate::columns::{
-    id, long_text, optional_big, optional_text, required_big, required_int, required_text, table,
+    id, long_text, optional_big, optional_text, required_big, required_hash, required_int, required_text,
+    table,
 };
 
 #[derive(DeriveMigrationName)]
@@ -76,8 +77,8 @@ impl MigrationTrait for Migration {
         manager
             .create_table(
                 table(manager, Idempotency::Table)
-                    .col(ColumnDef::new(Idempotency::Id).binary_len(32).not_null().primary_key())
-                    .col(ColumnDef::new(Idempotency::Fingerprint).binary_len(32).not_null())
+                    .col(required_hash(Idempotency::Id).primary_key())
+                    .col(required_hash(Idempotency::Fingerprint))
                     .col(required_int(Idempotency::Status))
                     .col(long_text(manager, Idempotency::Body))
                     .col(required_big(Idempotency::CreatedAt))

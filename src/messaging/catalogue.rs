@@ -14,8 +14,13 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::activity::events::StateChanged;
+use crate::coupon::events::CouponStateChanged;
 use crate::identity::events::FirstLogin;
+use crate::notification::events::NotificationRequested;
+use crate::order::events::{Cancelled, Created, Finished, Paid, Refunded, Shipped};
+use crate::payment::events::{PaymentFailed, PaymentSucceeded, RefundRequested};
 use crate::stock::events::{SoldOut, StockAdjusted, TakeReleased, Taken};
+use crate::wallet::events::{PointsAdded, WalletChanged};
 
 /// The payload of one type of event: its `data`. Only the types of this page are.
 pub trait Event: Serialize {
@@ -124,6 +129,45 @@ catalogue! {
 
     /// The last token of an activity was taken. Told again if tokens came back and were taken too.
     ActivitySoldOut: "activity.sold_out.v1" = SoldOut, about activity_id;
+
+    /// An order was made and confirmed.
+    OrderCreated: "order.created.v1" = Created, about order_id, sequence version;
+
+    /// Nothing is left to pay.
+    OrderPaid: "order.paid.v1" = Paid, about order_id, sequence version;
+
+    /// An order was cancelled, or never confirmed: all it held goes back.
+    OrderCancelled: "order.cancelled.v1" = Cancelled, about order_id, sequence version;
+
+    /// An order is on its way to the customer.
+    OrderShipped: "order.shipped.v1" = Shipped, about order_id, sequence version;
+
+    /// An order has reached its customer.
+    OrderFinished: "order.finished.v1" = Finished, about order_id, sequence version;
+
+    /// An order's money is back.
+    OrderRefunded: "order.refunded.v1" = Refunded, about order_id, sequence version;
+
+    /// A gateway captured money for an order.
+    PaymentSucceeded: "payment.succeeded.v1" = PaymentSucceeded, about order_id;
+
+    /// An attempt to pay came to nothing.
+    PaymentFailed: "payment.failed.v1" = PaymentFailed, about order_id;
+
+    /// Money is to go back.
+    RefundRequested: "refund.requested.v1" = RefundRequested, about order_id;
+
+    /// A balance changed.
+    WalletChanged: "wallet.changed.v1" = WalletChanged, about user_id, sequence version;
+
+    /// A user got points for a paid order.
+    PointsAdded: "points.added.v1" = PointsAdded, about user_id;
+
+    /// A user's coupon changed hands or state.
+    CouponStateChanged: "coupon.state_changed.v1" = CouponStateChanged, about coupon_id, sequence version;
+
+    /// A user is to be told something.
+    NotificationRequested: "notification.requested.v1" = NotificationRequested, about user_id;
 
     /// A user logged in for the first time.
     UserFirstLogin: "user.first_login.v1" = FirstLogin, about user_id;

@@ -1,0 +1,30 @@
+//! An attempt to pay an order through a gateway.
+
+use sea_orm::entity::prelude::*;
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "payment")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: i64,
+    pub order_id: i64,
+    pub user_id: i64,
+    pub channel: String,
+    /// `pending`, `succeeded`, `failed` or `closed`.
+    pub state: String,
+    pub amount_minor: i64,
+    pub currency: String,
+    /// The gateway's name for the capture.
+    pub transaction_id: Option<String>,
+    pub payer: Option<String>,
+    pub failure: Option<String>,
+    pub version: i64,
+    pub created_at: i64,
+    pub updated_at: i64,
+    pub settled_at: Option<i64>,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

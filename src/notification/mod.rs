@@ -1,0 +1,3 @@
+//! What users are told.
+
+pub mod events;

@@ -1,0 +1,4 @@
+//! Money through gateways: attempts, captures, refunds.
+
+pub mod events;
+pub mod model;

@@ -1,0 +1,3 @@
+//! What users have: balance and points, each a ledger.
+
+pub mod events;

@@ -2,3 +2,4 @@
 
 pub mod clock;
 pub mod event_bus;
+pub mod payment_gateway;

@@ -1,0 +1,304 @@
+//! What takes the customers' money: WeChat Pay, Alipay, or a sandbox that only pretends to.
+//!
+//! The gateway is the truth about money and this port only tells what it said: nothing here reads or writes the
+//! database. Two rules shape it (RELIABILITY R22, D2):
+//!
+//! - A request that may or may not have been carried out is [`GatewayError::Unclear`], never a failure. Every request
+//!   may be repeated: payments and refunds are known to the gateway by our ids.
+//! - What a gateway sends is verified over the bytes as they came, and compared with our merchant account, before
+//!   anything in it is believed. Whether it fits our payment (the amount, the currency) is for the caller to check.
+
+pub mod sandbox;
+pub mod sandbox_page;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::NaiveDate;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use self::sandbox::Sandbox;
+use crate::ids::{PaymentId, RefundId};
+use crate::money::Currency;
+use crate::ports::clock::Timestamp;
+use crate::words::words;
+
+words! {
+    /// Whom a customer pays through.
+    Channel, "payment channel" {
+        Sandbox = "sandbox",
+        Wechat = "wechat",
+        Alipay = "alipay",
+    }
+}
+
+words! {
+    /// How a customer gets to the gateway.
+    PaymentMode, "payment mode" {
+        Native = "native",
+        Jsapi = "jsapi",
+        Precreate = "precreate",
+        Page = "page",
+    }
+}
+
+/// What a customer is to pay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaymentOrder {
+    pub payment_id: PaymentId,
+    /// What the customer reads in the gateway's application.
+    pub description: String,
+    pub amount_minor: i64,
+    pub currency: Currency,
+    /// From then on the gateway takes no money for it.
+    pub expires_at: Timestamp,
+    /// Who pays, as the gateway knows them (an openid).
+    pub payer: Option<String>,
+    /// Unless given, what the channel usually does.
+    pub mode: Option<PaymentMode>,
+}
+
+/// What the client needs in order to pay, in the gateway's own words.
+pub type PaymentParams = Map<String, Value>;
+
+/// Money that a gateway took for us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The gateway's number for it.
+    pub transaction_id: String,
+    pub amount_minor: i64,
+    pub currency: Currency,
+    pub payer: Option<String>,
+    pub paid_at: Timestamp,
+}
+
+/// Where a payment stands at the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GatewayState {
+    /// The gateway does not know it: nothing was paid.
+    NotFound,
+    Pending,
+    Succeeded(Capture),
+    Failed,
+    /// Nothing was paid, and nothing will be.
+    Closed,
+    /// It was paid, and all or a part of that was given back.
+    Refunded(Capture),
+}
+
+/// How closing a payment ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closing {
+    Closed,
+    /// The customer was faster.
+    AlreadyPaid(Capture),
+}
+
+/// Money to give back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefundOrder {
+    pub refund_id: RefundId,
+    pub payment_id: PaymentId,
+    /// The gateway's number for the payment.
+    pub transaction_id: String,
+    pub amount_minor: i64,
+    /// What was paid.
+    pub total_minor: i64,
+    pub currency: Currency,
+    /// What the customer reads.
+    pub reason: String,
+}
+
+/// Where a refund stands at the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RefundState {
+    /// The gateway does not know it: nothing was given back.
+    NotFound,
+    Processing,
+    Succeeded,
+    /// The gateway gave up, and a person has to look at it there.
+    Failed {
+        reason: String,
+    },
+}
+
+/// Why a gateway did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum GatewayError {
+    /// Whether it did is unknown: no answer in time, a fault of its own, an answer that cannot be believed. Ask again.
+    #[error("the payment gateway did not answer clearly: {0}")]
+    Unclear(String),
+    /// It understood and did nothing.
+    #[error("the payment gateway refused: {code}: {message}")]
+    Refused { code: String, message: String },
+    /// It was not asked, because it does not do such things.
+    #[error("the payment gateway cannot do this: {0}")]
+    Unfit(String),
+}
+
+/// What a gateway tells us without being asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The same when the notice is repeated.
+    pub id: String,
+    pub payment_id: PaymentId,
+    pub kind: NoticeKind,
+}
+
+/// What happened to a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoticeKind {
+    Paid(Capture),
+    Failed {
+        reason: String,
+    },
+    /// Nothing was paid, and nothing will be.
+    Closed,
+    /// Something of it was given back, or failed to be; without an id it was not us who asked for that.
+    Refund {
+        refund_id: Option<RefundId>,
+        state: RefundState,
+    },
+    /// Nothing that matters: the customer is about to pay.
+    Pending,
+}
+
+/// Why a notice is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum NoticeRefusal {
+    /// Nobody who knows the gateway's key signed these bytes.
+    #[error("not signed by the payment gateway: {0}")]
+    Forged(String),
+    /// It was signed too long ago, or in the future.
+    #[error("signed at another time than now")]
+    Stale,
+    /// It is from the gateway and cannot be read.
+    #[error("not a notice: {0}")]
+    Malformed(String),
+    /// It is from the gateway and about somebody else's money.
+    #[error("about another merchant: {0}")]
+    WrongMerchant(String),
+}
+
+/// What the gateway wants to read once its notice is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledgement {
+    pub status: u16,
+    pub content_type: &'static str,
+    pub body: &'static str,
+}
+
+/// The headers of a notice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NoticeHeaders(Vec<(String, String)>);
+
+impl NoticeHeaders {
+    /// The value of `name`, in whatever case; none if it was sent twice, because then nobody knows which one counts.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let mut values = self.0.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        match (values.next(), values.next()) {
+            (Some((_, value)), None) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// All of them, as they came.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for NoticeHeaders {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(headers: I) -> Self {
+        Self(headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+/// A line of the gateway's statement of a day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatementLine {
+    /// None if the number is none of ours: another system uses the same merchant account.
+    pub payment_id: Option<PaymentId>,
+    pub transaction_id: String,
+    pub movement: Movement,
+    pub currency: Currency,
+    pub at: Timestamp,
+}
+
+/// Money that went to us or back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Movement {
+    Captured { amount_minor: i64 },
+    Refunded { refund_id: Option<RefundId>, amount_minor: i64 },
+}
+
+/// Takes money and gives it back. Every request may be repeated: it then answers as before.
+#[async_trait]
+pub trait PaymentGateway: Send + Sync + fmt::Debug {
+    /// Which one it is.
+    fn channel(&self) -> Channel;
+
+    /// Prepares a payment and says how the customer makes it.
+    async fn create(&self, order: &PaymentOrder) -> Result<PaymentParams, GatewayError>;
+
+    /// Where a payment stands.
+    async fn query(&self, payment_id: PaymentId) -> Result<GatewayState, GatewayError>;
+
+    /// Makes sure that a payment cannot be made any more, unless it was.
+    async fn close(&self, payment_id: PaymentId) -> Result<Closing, GatewayError>;
+
+    /// Gives money back.
+    async fn refund(&self, order: &RefundOrder) -> Result<RefundState, GatewayError>;
+
+    /// Where a refund stands.
+    async fn query_refund(
+        &self,
+        payment_id: PaymentId,
+        refund_id: RefundId,
+    ) -> Result<RefundState, GatewayError>;
+
+    /// Reads what the gateway sent us, if it is the gateway, and about our merchant account.
+    fn notice(&self, headers: &NoticeHeaders, body: &[u8], now: Timestamp) -> Result<Notice, NoticeRefusal>;
+
+    /// The answer to a notice that was kept; any other answer makes the gateway repeat it.
+    fn acknowledge(&self) -> Acknowledgement;
+
+    /// What moved on `day`, by the gateway's own calendar. None if this gateway gives no statement that can be read:
+    /// then compare payment by payment, with [`query`](PaymentGateway::query).
+    async fn statement(&self, _day: NaiveDate) -> Result<Option<Vec<StatementLine>>, GatewayError> {
+        Ok(None)
+    }
+}
+
+/// The gateways of this server.
+#[derive(Debug, Clone, Default)]
+pub struct Gateways {
+    sandbox: Option<Arc<Sandbox>>,
+    others: Vec<Arc<dyn PaymentGateway>>,
+}
+
+impl Gateways {
+    /// These and no others.
+    pub fn new(sandbox: Option<Arc<Sandbox>>, others: Vec<Arc<dyn PaymentGateway>>) -> Self {
+        Self { sandbox, others }
+    }
+
+    /// The gateway of `channel`, if it is set up.
+    pub fn get(&self, channel: Channel) -> Option<Arc<dyn PaymentGateway>> {
+        match channel {
+            Channel::Sandbox => self.sandbox.clone().map(|sandbox| sandbox as Arc<dyn PaymentGateway>),
+            Channel::Wechat | Channel::Alipay => {
+                self.others.iter().find(|gateway| gateway.channel() == channel).cloned()
+            }
+        }
+    }
+
+    /// The sandbox, if it is on: it also has a page to pay on.
+    pub fn sandbox(&self) -> Option<&Arc<Sandbox>> {
+        self.sandbox.as_ref()
+    }
+}

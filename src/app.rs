@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::activity::ActivityService;
+use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::cluster::{Cluster, ClusterError, Membership};
 use crate::config::{BusConfig, Config, ServerRole};
 use crate::db::{Database, DbFault, InvalidDatabaseUrl};
@@ -41,9 +42,8 @@ use crate::ports::event_bus::EventBus;
 use crate::ports::event_bus::embedded::EmbeddedBus;
 use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::reconciliation::{Comparison, ReconciliationService};
-use crate::stock::gauge::AdmissionLimits;
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
-use crate::stock::{self, StockService, StockSettings};
+use crate::stock::{self, StockService};
 use crate::telemetry;
 
 /// Threads for database work, at least.
@@ -408,12 +408,12 @@ fn checks(db: &Database, cluster: &Cluster) -> Vec<(&'static str, Check)> {
     vec![("database", database), ("node_number", node_number)]
 }
 
-fn stock_settings(config: &Config) -> StockSettings {
+fn stock_settings(config: &Config) -> BatchSettings {
     let stock = &config.stock;
-    StockSettings {
+    BatchSettings {
         max_batch: stock.max_batch,
         admission: AdmissionLimits {
-            waiting_per_activity: stock.max_waiting_per_activity,
+            waiting_per_key: stock.max_waiting_per_activity,
             waiting_in_process: stock.max_waiting,
             wait: stock.max_wait,
         },

@@ -8,21 +8,19 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
-use super::gauge::{Gauge, Waiting};
-use super::intake::Work;
+use super::hints::Hints;
 use super::model::{Take, TakeAnswer, TakeError, TakeState};
 use super::store::{ActivityView, Batch, CommitError, StockStore};
 use super::user_takes::{ReserveError, Takers};
 use super::window::{HeldBlock, TokenWindow};
+use crate::actors::batching::{self, Ask};
 use crate::db::DbFault;
 use crate::faults;
 use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
 use crate::ports::clock::Timestamp;
-use crate::trace::Traceparent;
 
 /// How often a batch is decided anew, and for how long at least, before its requests are refused.
 const ATTEMPTS: u32 = 8;
@@ -33,48 +31,13 @@ const COLLISIONS_BEFORE_SINGLE: u32 = 2;
 pub const MAX_BATCH: usize = 1024;
 
 /// One user's wish for one take.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct TakeRequest {
     pub user: UserId,
     pub key: Option<RequestKey>,
-    parent: Option<Traceparent>,
-    reply: Option<oneshot::Sender<Reply>>,
-    /// Whether a batch has looked at it: from then on it may have been served.
-    begun: bool,
-    _waiting: Waiting,
 }
 
-/// What a request is told.
-pub type Reply = Result<Answered<Take>, TakeError>;
-
-impl TakeRequest {
-    /// A request of the current trace, and where its answer will come. An answer always comes, even if the actor dies.
-    pub fn new(user: UserId, key: Option<RequestKey>, waiting: Waiting) -> (Self, oneshot::Receiver<Reply>) {
-        let (reply, answer) = oneshot::channel();
-        let parent = Traceparent::current();
-        (Self { user, key, parent, reply: Some(reply), begun: false, _waiting: waiting }, answer)
-    }
-
-    /// Whether nobody waits for the answer any more (R7).
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    pub(super) fn answer(mut self, answer: Reply) {
-        if let Some(reply) = self.reply.take() {
-            let _ = reply.send(answer);
-        }
-    }
-}
-
-impl Drop for TakeRequest {
-    fn drop(&mut self) {
-        if let Some(reply) = self.reply.take() {
-            let error = if self.begun { TakeError::Unanswered } else { TakeError::NotBegun };
-            let _ = reply.send(Err(error));
-        }
-    }
-}
+type TakeAsk = Ask<StockEngine>;
 
 /// What the actor learns from outside its batches.
 #[derive(Debug, Clone)]
@@ -87,30 +50,30 @@ pub enum Notice {
 
 /// An activity's memory and its hand on the database.
 #[derive(Debug)]
-pub struct Engine {
+pub struct StockEngine {
     activity: ActivityId,
     store: StockStore,
-    gauge: Arc<Gauge>,
+    hints: Arc<Hints>,
     view: Option<ActivityView>,
     window: TokenWindow,
     takers: Takers,
     /// The limit that `takers` was read under.
     limit: Option<Option<u32>>,
-    /// The gauge's count of changes when `view` was read.
+    /// The hints' count of changes when `view` was read.
     seen: u64,
 }
 
 /// A request that has a token and a number, and those with the same key behind it.
 struct Draft {
-    request: TakeRequest,
-    twins: Vec<TakeRequest>,
+    ask: TakeAsk,
+    twins: Vec<TakeAsk>,
     take: Take,
 }
 
 impl Draft {
     /// What a repeat of this request is to be told.
     fn kept_answer(&self) -> Option<(RequestKey, Answer)> {
-        Some((self.request.key?, Answer { status: 201, body: body_of(&self.take)? }))
+        Some((self.ask.request.key?, Answer { status: 201, body: body_of(&self.take)? }))
     }
 }
 
@@ -131,28 +94,17 @@ enum Outcome {
     Unavailable,
 }
 
-impl Engine {
-    pub fn new(activity: ActivityId, store: StockStore, gauge: Arc<Gauge>) -> Self {
-        let (window, takers) = (TokenWindow::default(), Takers::default());
-        Self { activity, store, gauge, view: None, window, takers, limit: None, seen: 0 }
-    }
+impl batching::Engine for StockEngine {
+    const NAME: &'static str = "stock";
 
-    /// Does `work` and what the intake gets meanwhile, `most` requests a batch, until nothing is left.
-    pub(super) async fn work(&mut self, work: Work, most: usize) {
-        let mut next = work;
-        while !next.is_empty() {
-            for notice in next.notices {
-                self.notice(notice);
-            }
-            if !next.requests.is_empty() {
-                self.serve(next.requests).await;
-            }
-            next = self.gauge.intake.next(most);
-        }
-    }
+    type Key = ActivityId;
+    type Request = TakeRequest;
+    type Answer = Answered<Take>;
+    type Error = TakeError;
+    type Notice = Notice;
+    type Hints = Hints;
 
-    /// Takes note of what happened elsewhere.
-    fn notice(&mut self, notice: Notice) {
+    fn note(&mut self, notice: Notice) {
         match notice {
             Notice::Changed => self.view = None,
             Notice::Released(take) => {
@@ -169,14 +121,11 @@ impl Engine {
         }
     }
 
-    /// Answers every request.
-    async fn serve(&mut self, requests: Vec<TakeRequest>) {
-        let begun = self.gauge.begin_batch();
-        let mut todo = requests;
-        todo.iter_mut().for_each(|request| request.begun = true);
+    async fn serve(&mut self, asks: Vec<TakeAsk>) {
+        let mut todo = asks;
         let (mut attempts, mut doubts, mut progress) = (0, Doubts::default(), Instant::now());
         while !todo.is_empty() {
-            todo.retain(|request| !request.is_abandoned());
+            todo.retain(|ask| !ask.is_abandoned());
             let _ = faults::point("before_decide").await;
             let before = todo.len();
             let outcome = self.attempt(&mut todo, &mut doubts).await.unwrap_or_else(|fault| {
@@ -198,16 +147,33 @@ impl Engine {
                 refuse_all(&mut todo, &TakeError::Unavailable);
             }
         }
-        self.gauge.end_batch(begun);
+    }
+
+    /// Gives this node's blocks back: it stops selling.
+    async fn rest(&mut self) {
+        let held: Vec<HeldBlock> = std::mem::take(&mut self.window).blocks().collect();
+        if held.is_empty() {
+            return;
+        }
+        if let Err(fault) = self.store.hand_back(held).await {
+            debug!(activity.id = %self.activity, error = %fault, "Blocks were not handed back; others take them over");
+        }
+    }
+
+    fn hear(hints: &Hints, _: &Notice) {
+        hints.changed();
+    }
+}
+
+impl StockEngine {
+    pub fn new(activity: ActivityId, store: StockStore, hints: Arc<Hints>) -> Self {
+        let (window, takers) = (TokenWindow::default(), Takers::default());
+        Self { activity, store, hints, view: None, window, takers, limit: None, seen: 0 }
     }
 
     /// One round: answers what needs no token, claims tokens if there are none, commits what gets one.
-    async fn attempt(
-        &mut self,
-        todo: &mut Vec<TakeRequest>,
-        doubts: &mut Doubts,
-    ) -> Result<Outcome, DbFault> {
-        let known = self.gauge.changes();
+    async fn attempt(&mut self, todo: &mut Vec<TakeAsk>, doubts: &mut Doubts) -> Result<Outcome, DbFault> {
+        let known = self.hints.changes();
         if known != self.seen {
             // The notice may still be on its way.
             (self.seen, self.view) = (known, None);
@@ -224,22 +190,22 @@ impl Engine {
         if let Some(closed) = view.closed_at(now) {
             // It may be started on another node: whoever asks next has it read again.
             self.view = None;
-            self.gauge.not_running(known, closed);
+            self.hints.not_running(known, closed);
             return self.refuse(todo, TakeError::NotRunning(closed)).await;
         }
         // Whoever has no key came here because the hint was due to be looked at.
-        if todo.iter().all(|request| request.key.is_some())
-            && let Some(refusal) = self.gauge.refusal(now)
+        if todo.iter().all(|ask| ask.request.key.is_some())
+            && let Some(refusal) = self.hints.refusal(now)
         {
             return self.refuse(todo, refusal).await;
         }
         if self.window.available_in_front() == 0 && !self.claim().await? {
-            self.gauge.sold_out(known, view.ends_at);
+            self.hints.sold_out(known, view.ends_at);
             let outcome = self.refuse(todo, TakeError::SoldOut).await;
             self.announce_sold_out(&view).await;
             return outcome;
         }
-        self.gauge.not_sold_out();
+        self.hints.not_sold_out();
         self.look_up_takers(todo, view.limit, doubts).await?;
         let Some(block) = self.window.front_block() else { return Ok(Outcome::Again) };
         let most = if doubts.collisions > COLLISIONS_BEFORE_SINGLE { 1 } else { MAX_BATCH };
@@ -259,7 +225,7 @@ impl Engine {
             return Ok(Outcome::Again);
         }
         let takes = drafts.iter().map(|draft| draft.take.clone()).collect();
-        let parents = drafts.iter().map(|draft| draft.request.parent).collect();
+        let parents = drafts.iter().map(|draft| draft.ask.parent).collect();
         let answers = drafts.iter().filter_map(Draft::kept_answer).collect();
         let (activity, version) = (self.activity, view.version);
         let batch = Batch { id, activity, version, block, takes, parents, answers, now };
@@ -271,7 +237,7 @@ impl Engine {
             }
             Outcome::Again | Outcome::Unavailable => {
                 for draft in drafts {
-                    todo.push(draft.request);
+                    todo.push(draft.ask);
                     todo.extend(draft.twins);
                 }
             }
@@ -297,15 +263,15 @@ impl Engine {
     }
 
     /// Refuses all of `todo`, except for repeats of requests that succeeded since they were looked up.
-    async fn refuse(&self, todo: &mut Vec<TakeRequest>, error: TakeError) -> Result<Outcome, DbFault> {
+    async fn refuse(&self, todo: &mut Vec<TakeAsk>, error: TakeError) -> Result<Outcome, DbFault> {
         self.replay(todo).await?;
         refuse_all(todo, &error);
         Ok(Outcome::Committed)
     }
 
     /// Gives repeats the answer of their first request.
-    async fn replay(&self, todo: &mut Vec<TakeRequest>) -> Result<(), DbFault> {
-        let keys: Vec<RequestKey> = todo.iter().filter_map(|request| request.key).collect();
+    async fn replay(&self, todo: &mut Vec<TakeAsk>) -> Result<(), DbFault> {
+        let keys: Vec<RequestKey> = todo.iter().filter_map(|ask| ask.request.key).collect();
         if keys.is_empty() {
             return Ok(());
         }
@@ -314,12 +280,12 @@ impl Engine {
             kept.into_iter().map(|(key, answer)| (key.id, (key, answer))).collect();
         let (repeats, rest): (Vec<_>, Vec<_>) = std::mem::take(todo)
             .into_iter()
-            .partition(|request| request.key.is_some_and(|key| kept.contains_key(&key.id)));
+            .partition(|ask| ask.request.key.is_some_and(|key| kept.contains_key(&key.id)));
         *todo = rest;
-        for request in repeats {
-            let Some((first, answer)) = request.key.and_then(|key| kept.get(&key.id)) else { continue };
-            let same = request.key == Some(*first);
-            request.answer(if same {
+        for ask in repeats {
+            let Some((first, answer)) = ask.request.key.and_then(|key| kept.get(&key.id)) else { continue };
+            let same = ask.request.key == Some(*first);
+            ask.answer(if same {
                 Ok(Answered::Replayed(answer.clone()))
             } else {
                 Err(KeyRefusal::Reused.into())
@@ -369,7 +335,7 @@ impl Engine {
     /// have been released on another node.
     async fn look_up_takers(
         &mut self,
-        todo: &[TakeRequest],
+        todo: &[TakeAsk],
         limit: Option<u32>,
         doubts: &mut Doubts,
     ) -> Result<(), DbFault> {
@@ -377,7 +343,7 @@ impl Engine {
             None => true,
             Some(takes) => takes.next(limit).is_none() && !doubts.read_again.contains(user),
         };
-        let users: HashSet<UserId> = todo.iter().map(|request| request.user).filter(doubtful).collect();
+        let users: HashSet<UserId> = todo.iter().map(|ask| ask.request.user).filter(doubtful).collect();
         if !users.is_empty() {
             doubts.read_again.extend(&users);
             let found = self.store.user_takes(self.activity, users.into_iter().collect()).await?;
@@ -392,8 +358,8 @@ impl Engine {
     /// users hold as many as they may.
     fn draft(
         &mut self,
-        todo: &mut Vec<TakeRequest>,
-        limited: &mut Vec<TakeRequest>,
+        todo: &mut Vec<TakeAsk>,
+        limited: &mut Vec<TakeAsk>,
         view: &ActivityView,
         now: Timestamp,
         most: usize,
@@ -402,53 +368,53 @@ impl Engine {
         let mut drafts: Vec<Draft> = Vec::with_capacity(most.min(todo.len()));
         let mut by_key: HashMap<[u8; 32], usize> = HashMap::new();
         let mut rest = Vec::new();
-        for request in std::mem::take(todo) {
-            if let Some(first) = request.key.and_then(|key| by_key.get(&key.id)) {
-                drafts[*first].twins.push(request);
+        for ask in std::mem::take(todo) {
+            if let Some(first) = ask.request.key.and_then(|key| by_key.get(&key.id)) {
+                drafts[*first].twins.push(ask);
                 continue;
             }
             if drafts.len() == most {
-                rest.push(request);
+                rest.push(ask);
                 continue;
             }
-            let take_no = match self.takers.reserve(request.user, view.limit) {
+            let take_no = match self.takers.reserve(ask.request.user, view.limit) {
                 Ok(number) => number,
                 // Undecided while another take of the same user is: that one may still fail.
                 Err(ReserveError::LimitReached)
-                    if drafts.iter().any(|draft| draft.request.user == request.user) =>
+                    if drafts.iter().any(|draft| draft.ask.request.user == ask.request.user) =>
                 {
-                    rest.push(request);
+                    rest.push(ask);
                     continue;
                 }
                 Err(ReserveError::LimitReached) => {
-                    limited.push(request);
+                    limited.push(ask);
                     continue;
                 }
                 Err(ReserveError::UserUnknown) => {
-                    rest.push(request);
+                    rest.push(ask);
                     continue;
                 }
             };
             let token =
                 self.store.ids().next::<TakeId>().ok().and_then(|id| Some((id, self.window.reserve()?)));
             let Some((id, reserved)) = token else {
-                self.takers.put_back(request.user, take_no);
-                rest.push(request);
+                self.takers.put_back(ask.request.user, take_no);
+                rest.push(ask);
                 continue;
             };
-            if let Some(key) = request.key {
+            if let Some(key) = ask.request.key {
                 by_key.insert(key.id, drafts.len());
             }
             let take = Take {
                 id,
                 activity_id: self.activity,
-                user_id: request.user,
+                user_id: ask.request.user,
                 token_no: i32::try_from(reserved.token).unwrap_or(i32::MAX),
                 take_no: i32::try_from(take_no).unwrap_or(i32::MAX),
                 state: TakeState::Unused,
                 taken_at: now,
             };
-            drafts.push(Draft { request, twins: Vec::new(), take });
+            drafts.push(Draft { ask, twins: Vec::new(), take });
         }
         *todo = rest;
         drafts
@@ -527,17 +493,6 @@ impl Engine {
             }
         }
     }
-
-    /// Gives this node's blocks back: it stops selling.
-    pub async fn hand_back(&mut self) {
-        let held: Vec<HeldBlock> = std::mem::take(&mut self.window).blocks().collect();
-        if held.is_empty() {
-            return;
-        }
-        if let Err(fault) = self.store.hand_back(held).await {
-            debug!(activity.id = %self.activity, error = %fault, "Blocks were not handed back; others take them over");
-        }
-    }
 }
 
 /// The answer's JSON. `None` cannot happen: every field serializes.
@@ -548,12 +503,12 @@ fn body_of(take: &Take) -> Option<String> {
 /// Remembers and answers what was committed.
 fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
     let still_held = window.blocks().any(|held| held.id == block.id);
-    for Draft { request, twins, take } in drafts {
+    for Draft { ask, twins, take } in drafts {
         if still_held && let Err(error) = window.confirm(u32::try_from(take.token_no).unwrap_or(0)) {
             error!(%error, take.id = %take.id, "A committed token was not in flight");
         }
         for twin in twins {
-            let same = twin.key == request.key;
+            let same = twin.request.key == ask.request.key;
             twin.answer(if same {
                 let body = body_of(&take).ok_or(TakeError::Unanswered);
                 body.map(|body| Answered::Replayed(Answer { status: 201, body }))
@@ -561,12 +516,12 @@ fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
                 Err(KeyRefusal::Reused.into())
             });
         }
-        request.answer(Ok(Answered::Fresh(take)));
+        ask.answer(Ok(Answered::Fresh(take)));
     }
 }
 
-fn refuse_all(todo: &mut Vec<TakeRequest>, error: &TakeError) {
-    for request in todo.drain(..) {
-        request.answer(Err(error.clone()));
+fn refuse_all(todo: &mut Vec<TakeAsk>, error: &TakeError) {
+    for ask in todo.drain(..) {
+        ask.answer(Err(error.clone()));
     }
 }

@@ -1,20 +1,19 @@
 //! Who gets which unit: a drum of numbered tokens, drawn from memory and judged by the database.
 //!
 //! A take is one hop: [`service`] asks the activity's actor, which collects requests while a commit is in flight and
-//! writes the next batch in one transaction ([`store`]); everyone is answered when their batch has committed. The
-//! [`engine`] decides, in plain sequential code; [`window`] and [`user_takes`] are its pure memory; [`blocks`] say
-//! which tokens this node may sell; [`gauge`] answers from memory what needs no actor, and sheds load.
+//! writes the next batch in one transaction ([`store`]); everyone is answered when their batch has committed
+//! ([`batching`](crate::actors::batching)). The [`engine`] decides, in plain sequential code; [`window`] and
+//! [`user_takes`] are its pure memory; [`blocks`] say which tokens this node may sell; [`hints`] answer from memory
+//! what needs no actor.
 //!
 //! Two unique keys and a fence have the last word, so two nodes, or an actor started twice, sell no token twice.
 
-pub mod actor;
 pub mod api;
 pub mod blocks;
 pub mod changes;
 pub mod engine;
 pub mod events;
-pub mod gauge;
-pub mod intake;
+pub mod hints;
 pub mod model;
 pub mod projection;
 pub mod range_set;
@@ -28,7 +27,7 @@ pub mod user_takes;
 pub mod window;
 
 pub use model::{Take, TakeError, TakeState};
-pub use service::{StockService, StockSettings};
+pub use service::StockService;
 
 use crate::messaging::catalogue::EventType;
 

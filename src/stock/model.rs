@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use utoipa::ToSchema;
 
+use crate::actors::batching::Unserved;
 use crate::db::{AsDbFault, DbFault};
 use crate::error::{ApiError, Code};
 use crate::idempotency::KeyRefusal;
@@ -111,6 +112,16 @@ pub enum TakeError {
     /// The actor ended before it looked at the request; ask the next one.
     #[error("the request was not begun")]
     NotBegun,
+}
+
+impl From<Unserved> for TakeError {
+    fn from(unserved: Unserved) -> Self {
+        match unserved {
+            Unserved::Overloaded { retry_after_s } => Self::Overloaded { retry_after_s },
+            Unserved::NotBegun => Self::NotBegun,
+            Unserved::Unanswered => Self::Unanswered,
+        }
+    }
 }
 
 impl From<TakeError> for ApiError {

@@ -7,47 +7,51 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::engine::{Notice, TakeRequest};
+/// The queue of one actor: requests `R` and notices `N`.
+#[derive(Debug)]
+pub struct Intake<R, N>(Mutex<Queue<R, N>>);
 
-/// The queue of one actor.
-#[derive(Debug, Default)]
-pub struct Intake(Mutex<Queue>);
-
-#[derive(Debug, Default)]
-struct Queue {
-    requests: VecDeque<TakeRequest>,
-    notices: Vec<Notice>,
+#[derive(Debug)]
+struct Queue<R, N> {
+    requests: VecDeque<R>,
+    notices: Vec<N>,
     actor: ActorIs,
 }
 
 /// What an engine is to do next: note the notices, then serve the requests.
-#[derive(Debug, Default)]
-pub(super) struct Work {
-    pub notices: Vec<Notice>,
-    pub requests: Vec<TakeRequest>,
+#[derive(Debug)]
+pub struct Work<R, N> {
+    pub notices: Vec<N>,
+    pub requests: Vec<R>,
 }
 
-impl Work {
-    pub(super) fn is_empty(&self) -> bool {
+impl<R, N> Work<R, N> {
+    pub fn is_empty(&self) -> bool {
         self.notices.is_empty() && self.requests.is_empty()
     }
 }
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ActorIs {
     /// Its engine looks at the queue by itself when its batch is done.
     Busy,
     /// It must be told that there is something.
-    #[default]
     Resting,
     /// It will never look again.
     Gone,
 }
 
-impl Intake {
+impl<R, N> Default for Intake<R, N> {
+    fn default() -> Self {
+        let queue = Queue { requests: VecDeque::new(), notices: Vec::new(), actor: ActorIs::Resting };
+        Self(Mutex::new(queue))
+    }
+}
+
+impl<R, N> Intake<R, N> {
     /// Adds a request; `true` if the actor must be told. If the actor is gone the request is dropped, and with that
     /// answered.
-    pub(super) fn push(&self, request: TakeRequest) -> bool {
+    pub fn push(&self, request: R) -> bool {
         let mut queue = self.lock();
         if queue.actor == ActorIs::Gone {
             drop(queue);
@@ -59,7 +63,7 @@ impl Intake {
     }
 
     /// Adds a notice; `true` if the actor must be told.
-    pub(super) fn notify(&self, notice: Notice) -> bool {
+    pub fn notify(&self, notice: N) -> bool {
         let mut queue = self.lock();
         if queue.actor == ActorIs::Gone {
             return false;
@@ -69,7 +73,7 @@ impl Intake {
     }
 
     /// The notices, and the next requests, `most` at most. If there is neither the actor counts as resting.
-    pub(super) fn next(&self, most: usize) -> Work {
+    pub fn next(&self, most: usize) -> Work<R, N> {
         let mut queue = self.lock();
         let count = queue.requests.len().min(most);
         let work = Work {
@@ -83,7 +87,7 @@ impl Intake {
     }
 
     /// The actor ends: whoever waits, or comes later, is told that their request was not begun.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         let mut queue = self.lock();
         queue.actor = ActorIs::Gone;
         let waiting = std::mem::take(&mut queue.requests);
@@ -91,12 +95,12 @@ impl Intake {
         drop(waiting);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, Queue<R, N>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Queue {
+impl<R, N> Queue<R, N> {
     /// Whether the actor rested; it does not any more.
     fn rouse(&mut self) -> bool {
         std::mem::replace(&mut self.actor, ActorIs::Busy) == ActorIs::Resting

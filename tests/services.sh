@@ -11,6 +11,7 @@ test  | pika_python               | python3-pika    | a subscriber that shares n
 test  | command -v docker-compose | docker-compose  | checking docker/compose.yaml
 test  | command -v curl           | curl            | talking to a server from a script
 test  | command -v jq             | jq              | reading its answers
+test  | command -v openssl        | openssl         | signatures of payment gateways that share no code with the server
 test  | command -v shellcheck     | shellcheck      | linting these scripts
 test  | python3 -c "import venv, ensurepip" | python3-venv | schemathesis, which tests the HTTP contract
 bench | postgres_bin              | postgresql      | the server on PostgreSQL; pgbench for the hot row

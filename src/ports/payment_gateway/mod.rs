@@ -8,10 +8,15 @@
 //! - What a gateway sends is verified over the bytes as they came, and compared with our merchant account, before
 //!   anything in it is believed. Whether it fits our payment (the amount, the currency) is for the caller to check.
 
+pub mod alipay;
+mod rsa;
 pub mod sandbox;
 pub mod sandbox_page;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+pub mod wechat;
+mod wire;
+mod yuan;
 
 use std::fmt;
 use std::sync::Arc;
@@ -93,9 +98,21 @@ pub enum GatewayState {
 /// How closing a payment ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Closing {
+    /// The gateway takes no money for it any more; what it takes nevertheless is a late payment.
     Closed,
     /// The customer was faster.
     AlreadyPaid(Capture),
+}
+
+impl GatewayState {
+    /// How a close ended that the gateway refused with `refusal`.
+    fn closing(self, refusal: &GatewayError) -> Result<Closing, GatewayError> {
+        match self {
+            Self::Succeeded(capture) | Self::Refunded(capture) => Ok(Closing::AlreadyPaid(capture)),
+            Self::Closed | Self::NotFound => Ok(Closing::Closed),
+            Self::Pending | Self::Failed => Err(GatewayError::Unclear(refusal.to_string())),
+        }
+    }
 }
 
 /// Money to give back.
@@ -274,6 +291,21 @@ pub trait PaymentGateway: Send + Sync + fmt::Debug {
     }
 }
 
+/// A setting of a gateway that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{key}` {problem}")]
+pub struct InvalidSetting {
+    pub key: &'static str,
+    pub problem: String,
+}
+
+impl InvalidSetting {
+    /// The setting `key`, and what is wrong with it.
+    pub fn new(key: &'static str, problem: impl Into<String>) -> Self {
+        Self { key, problem: problem.into() }
+    }
+}
+
 /// The gateways of this server.
 #[derive(Debug, Clone, Default)]
 pub struct Gateways {
@@ -301,4 +333,9 @@ impl Gateways {
     pub fn sandbox(&self) -> Option<&Arc<Sandbox>> {
         self.sandbox.as_ref()
     }
+}
+
+/// As much of `text` as fits into `bytes`.
+fn shortened(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }

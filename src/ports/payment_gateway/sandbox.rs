@@ -1,7 +1,8 @@
 //! A gateway that only pretends: it takes no money and needs no account, so that a shop can be tried out whole.
 //!
 //! It has a [page to pay on](super::sandbox_page), signs what it tells like a real gateway, and remembers the
-//! payments it saw in memory. What it does not know was not paid: after a restart that is every payment.
+//! payments it saw in memory. What it does not know was not paid: that is every payment after a restart, and on another
+//! node every payment of which that node was not told.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{
     Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, Notice, NoticeHeaders,
@@ -89,7 +90,7 @@ pub struct Signal {
 }
 
 /// A notice of the sandbox.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SandboxNotice {
     payment_id: PaymentId,
@@ -150,38 +151,40 @@ impl Sandbox {
 
     /// The customer pays, or does not. What comes back is to be told to the shop; nothing if it is too late to pay.
     pub fn pay(&self, order: &PaymentOrder, choice: PayChoice, now: Timestamp) -> Vec<Signal> {
-        let transaction_id = format!("sandbox-{}", order.payment_id);
-        let signal = |result, delay| {
-            let notice = SandboxNotice {
-                payment_id: order.payment_id,
-                transaction_id: transaction_id.clone(),
-                amount_minor: order.amount_minor,
-                result,
-            };
-            serde_json::to_string(&notice).map(|body| Signal { delay, body }).ok()
+        let PaymentOrder { payment_id, amount_minor, expires_at, .. } = order;
+        let transaction_id = format!("sandbox-{payment_id}");
+        let signal = |result: PayResult, delay| {
+            let body = json!({
+                "payment_id": payment_id,
+                "transaction_id": transaction_id,
+                "amount_minor": amount_minor,
+                "result": result,
+            });
+            Signal { delay, body: body.to_string() }
         };
-        let until_due = (order.expires_at - now).to_std().unwrap_or_default();
-        if choice == PayChoice::Late {
-            return Vec::from_iter(signal(PayResult::Success, until_due + LATE_BY));
-        }
+        let until_due = (*expires_at - now).to_std().unwrap_or_default();
+        let success = signal(PayResult::Success, Duration::ZERO);
+        let capture = self.captured(transaction_id.clone(), *amount_minor, now);
         let mut ledger = self.ledger();
-        let payment = ledger.payment(order.payment_id);
-        if matches!(payment.standing, Standing::Closed) || until_due.is_zero() {
-            return Vec::new();
-        }
-        let result = match choice {
-            PayChoice::Fail => PayResult::Failure,
-            PayChoice::Succeed | PayChoice::Late | PayChoice::Twice => PayResult::Success,
-        };
-        match result {
-            PayResult::Failure => payment.fail(),
-            PayResult::Success => {
-                let amount_minor = order.amount_minor;
-                payment.capture(self.captured(transaction_id.clone(), amount_minor, now));
+        let payment = ledger.payment(*payment_id);
+        let too_late = matches!(payment.standing, Standing::Closed) || until_due.is_zero();
+        match choice {
+            // Taken when it is told.
+            PayChoice::Late => vec![signal(PayResult::Success, until_due + LATE_BY)],
+            PayChoice::Succeed | PayChoice::Fail | PayChoice::Twice if too_late => Vec::new(),
+            PayChoice::Succeed => {
+                payment.capture(capture);
+                vec![success]
+            }
+            PayChoice::Twice => {
+                payment.capture(capture);
+                vec![success.clone(), success]
+            }
+            PayChoice::Fail => {
+                payment.fail();
+                vec![signal(PayResult::Failure, Duration::ZERO)]
             }
         }
-        let times = if choice == PayChoice::Twice { 2 } else { 1 };
-        (0..times).filter_map(|_| signal(result, Duration::ZERO)).collect()
     }
 
     fn captured(&self, transaction_id: String, amount_minor: i64, paid_at: Timestamp) -> Capture {

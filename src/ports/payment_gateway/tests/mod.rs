@@ -1,6 +1,11 @@
 //! What every gateway promises, and what each one's documents say, against servers that behave as those documents do.
 
+mod alipay;
+pub(crate) mod keys;
 mod sandbox;
+mod server;
+mod wechat;
+mod wechat_notices;
 
 use super::*;
 

@@ -3,10 +3,13 @@
 //! Layers, later wins: `default.toml` (embedded; it explains every key), the file of `--config`, the environment, flags.
 //! Whatever is wrong is named with its key and the place it was written, because "invalid type" helps nobody at night.
 
+mod payment;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -17,11 +20,13 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
+pub use self::payment::{AlipaySettings, PaymentConfig, PlatformKey, SandboxSettings, WechatSettings};
 use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
 use crate::jobs::Schedule;
 use crate::messaging::parking::Retries;
 use crate::money::{Currency, MOST_MINOR};
+use crate::ports::clock::{SharedClock, SystemClock};
 use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::stock::engine::MAX_BATCH;
 
@@ -39,7 +44,17 @@ const FOREIGN_VARIABLES: &[(&str, &str)] = &[
 ];
 
 /// Keys that may be read from the file named by the same key with `_file` behind it.
-const SECRETS: &[&str] = &["bus", "database.url", "auth.secret", "auth.previous_secrets"];
+const SECRETS: &[&str] = &[
+    "bus",
+    "database.url",
+    "auth.secret",
+    "auth.previous_secrets",
+    "payment.sandbox.secret",
+    "payment.wechat.private_key",
+    "payment.wechat.api_v3_key",
+    "payment.alipay.private_key",
+    "payment.alipay.public_key",
+];
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -59,6 +74,7 @@ pub struct Config {
     pub jobs: JobsConfig,
     pub shop: ShopConfig,
     pub order: OrderConfig,
+    pub payment: PaymentConfig,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
 }
@@ -322,9 +338,12 @@ impl Config {
 
     /// Whether anyone may sign in under any name.
     pub fn dev_login(&self) -> bool {
-        // A loopback address behind a proxy is the whole world's.
-        let private = self.http.address.ip().is_loopback() && self.http.trusted_proxies.is_empty();
-        self.auth.dev_login.unwrap_or_else(|| self.is_embedded() && private)
+        self.auth.dev_login.unwrap_or_else(|| self.is_embedded() && self.is_private())
+    }
+
+    /// Whether only this machine can reach the server; a loopback address behind a proxy is the whole world's.
+    fn is_private(&self) -> bool {
+        self.http.address.ip().is_loopback() && self.http.trusted_proxies.is_empty()
     }
 
     /// The first setting that cannot be used: its key and what is wrong.
@@ -336,9 +355,8 @@ impl Config {
         let level = log.level.parse::<tracing_subscriber::EnvFilter>().err();
         let at_least_one = |n: usize| (n == 0).then(|| "must be at least 1".to_owned());
         let positive = |time: Duration| time.is_zero().then(|| "must be more than 0".to_owned());
-        let amount = |minor: i64| {
-            (!(0..=MOST_MINOR).contains(&minor)).then(|| format!("must be 0 to {MOST_MINOR}"))
-        };
+        let amount =
+            |minor: i64| (!(0..=MOST_MINOR).contains(&minor)).then(|| format!("must be 0 to {MOST_MINOR}"));
         let checks = [
             ("database.url", url.map(|error| error.to_string())),
             ("database.connections", at_least_one(database.connections as usize)),
@@ -395,7 +413,11 @@ impl Config {
             ("order.draft_timeout_s", positive(order.draft_timeout)),
             ("log.level", level.map(|error| error.to_string())),
         ];
-        checks.into_iter().find_map(|(key, problem)| Some((key, problem?)))
+        let found = checks.into_iter().find_map(|(key, problem)| Some((key, problem?)));
+        found.or_else(|| {
+            let clock: SharedClock = Arc::new(SystemClock);
+            self.gateways(&clock).err().map(|invalid| (invalid.key, invalid.problem))
+        })
     }
 }
 

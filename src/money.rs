@@ -29,6 +29,31 @@ impl Currency {
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
+
+    /// How many decimals a whole unit has (ISO 4217).
+    pub fn decimals(&self) -> u32 {
+        match &self.0 {
+            b"BIF" | b"CLP" | b"DJF" | b"GNF" | b"ISK" | b"JPY" | b"KMF" | b"KRW" | b"PYG" | b"RWF"
+            | b"UGX" | b"VND" | b"VUV" | b"XAF" | b"XOF" | b"XPF" => 0,
+            b"BHD" | b"IQD" | b"JOD" | b"KWD" | b"LYD" | b"OMR" | b"TND" => 3,
+            _ => 2,
+        }
+    }
+
+    /// How many minor units make a whole one.
+    pub fn minor_per_major(&self) -> i64 {
+        10_i64.pow(self.decimals())
+    }
+
+    /// An amount for people to read, as `CNY 109.00`.
+    pub fn amount(&self, minor: i64) -> String {
+        let (sign, minor, unit) =
+            (if minor < 0 { "-" } else { "" }, minor.unsigned_abs(), self.minor_per_major().unsigned_abs());
+        match self.decimals() as usize {
+            0 => format!("{self} {sign}{minor}"),
+            decimals => format!("{self} {sign}{}.{:0decimals$}", minor / unit, minor % unit),
+        }
+    }
 }
 
 impl FromStr for Currency {
@@ -87,6 +112,20 @@ mod tests {
         assert_eq!("CNY".parse::<Currency>().unwrap().to_string(), "CNY");
         for bad in ["", "cny", "CN", "CNYY", "C1Y", "元"] {
             assert_eq!(bad.parse::<Currency>(), Err(MalformedCurrency), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_amount_has_its_currencys_decimals() {
+        for (code, minor, text) in [
+            ("CNY", 10900, "CNY 109.00"),
+            ("CNY", 5, "CNY 0.05"),
+            ("CNY", -1234, "CNY -12.34"),
+            ("JPY", 109, "JPY 109"),
+            ("KWD", 1005, "KWD 1.005"),
+            ("CNY", i64::MIN, "CNY -92233720368547758.08"),
+        ] {
+            assert_eq!(code.parse::<Currency>().unwrap().amount(minor), text);
         }
     }
 }

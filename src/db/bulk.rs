@@ -127,6 +127,30 @@ pub fn statement(backend: DbBackend, template: &str, scalars: impl IntoIterator<
     Rows::new().statement(backend, template, scalars)
 }
 
+/// The template of an UPDATE of each row of `table` that `rows` name by `on`: `update(backend, "take", "state = r.to_state",
+/// "id = r.take")`. The names of the rows' columns are none of the table's; only `set` has placeholders.
+pub fn update(backend: DbBackend, table: &str, set: &str, on: &str) -> String {
+    match backend {
+        DbBackend::MySql => format!("UPDATE {table} JOIN {{rows}} ON {on} SET {set}"),
+        _ => format!("UPDATE {table} SET {set} FROM {{rows}} WHERE {on}"),
+    }
+}
+
+/// The template of a SELECT that reads and locks each row of `table` that `rows` name by `key`, in the order of the keys:
+/// who locks several never waits in a circle.
+pub fn select_for_update(backend: DbBackend, table: &str, key: &str, named: &str) -> String {
+    match backend {
+        DbBackend::Postgres => format!(
+            "SELECT t.* FROM {{rows}} JOIN {table} AS t ON t.{key} = r.{named} ORDER BY t.{key} FOR UPDATE OF t"
+        ),
+        // The rows are read, and so locked, in the order in which they are named.
+        DbBackend::MySql => {
+            format!("SELECT t.* FROM {{rows}} STRAIGHT_JOIN {table} AS t ON t.{key} = r.{named} FOR UPDATE")
+        }
+        _ => format!("SELECT t.* FROM {{rows}} JOIN {table} AS t ON t.{key} = r.{named}"),
+    }
+}
+
 /// Appends `template` to `sql`, and what its placeholders stand for to `values`.
 fn render(
     backend: DbBackend,

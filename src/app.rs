@@ -45,6 +45,8 @@ use crate::reconciliation::{Comparison, ReconciliationService};
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
 use crate::stock::{self, StockService};
 use crate::telemetry;
+use crate::wallet::reconcile::AccountsAgainstEntries;
+use crate::wallet::{self, Ledger, WalletService};
 
 /// Threads for database work, at least.
 const FEWEST_DATABASE_THREADS: usize = 2;
@@ -162,10 +164,10 @@ impl Ground {
         ];
         let all = vec![
             jobs::activity_states(activities.clone(), schedules.activity_states),
-            jobs::dead_letter_replay(self.dead_letters(clock), schedules.dead_letter_replay),
+            jobs::dead_letter_replay(self.dead_letters(config, clock), schedules.dead_letter_replay),
             jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
             jobs::outbox_sweep(self.outbox(clock), schedules.outbox_sweep),
-            jobs::reconciliation(self.reconciliation(clock), schedules.reconciliation),
+            jobs::reconciliation(self.reconciliation(config, clock), schedules.reconciliation),
         ];
         let (clock, ids) = (clock.clone(), cluster.ids().clone());
         JobService::new(Host { db: db.clone(), clock, ids, holder: cluster.incarnation() }, all)
@@ -179,26 +181,39 @@ impl Ground {
     }
 
     /// Everything that should agree with something else.
-    pub fn reconciliation(&self, clock: &SharedClock) -> ReconciliationService {
+    pub fn reconciliation(&self, config: &Config, clock: &SharedClock) -> ReconciliationService {
         let (db, ids) = (self.db.clone(), self.cluster.ids().clone());
+        let groups = self.consumer_groups(config, clock);
         let comparisons: Vec<Box<dyn Comparison>> = vec![
             Box::new(TotalAgainstBlocks(db.clone())),
             Box::new(BlocksAgainstTakes(db.clone())),
             Box::new(ProjectionAgainstBlocks(db.clone())),
             Box::new(CommittedAgainstSent(db.clone())),
-            Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &consumer_groups())),
+            Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &groups)),
+            Box::new(AccountsAgainstEntries(db.clone())),
         ];
         ReconciliationService::new(db, ids, clock.clone(), comparisons)
     }
 
     /// What the consumer groups could not apply.
-    pub fn dead_letters(&self, clock: &SharedClock) -> DeadLetters {
-        DeadLetters::new(
-            self.db.clone(),
-            clock.clone(),
-            self.cluster.ids().clone(),
-            consumer_groups().specs(),
-        )
+    pub fn dead_letters(&self, config: &Config, clock: &SharedClock) -> DeadLetters {
+        let groups = self.consumer_groups(config, clock).specs();
+        DeadLetters::new(self.db.clone(), clock.clone(), self.cluster.ids().clone(), groups)
+    }
+
+    /// Every consumer group there is.
+    fn consumer_groups(&self, config: &Config, clock: &SharedClock) -> Groups {
+        let ledger = self.ledger(config);
+        Groups::new(vec![
+            stock::projection::group(),
+            wallet::groups::balances(ledger.clone(), clock.clone()),
+            wallet::groups::points(ledger, clock.clone(), config.shop.points_per_major),
+        ])
+    }
+
+    /// What changes balances and points.
+    fn ledger(&self, config: &Config) -> Ledger {
+        Ledger::new(self.cluster.ids().clone(), config.shop.currency)
     }
 
     /// What was committed to be published.
@@ -278,7 +293,7 @@ impl App {
             false => runtime.spawn(std::future::ready(())),
         };
 
-        let groups = consumer_groups();
+        let groups = ground.consumer_groups(&config, &clock);
         let bus = event_bus(&config, &ground, &groups).map_err(StartError::Bus)?;
         let stop_messaging = CancellationToken::new();
         let mut messaging = JoinSet::new();
@@ -301,14 +316,17 @@ impl App {
         let readiness = Readiness::new(checks(db, cluster));
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
         let (activities, takes, jobs) = (Data::new(activities), Data::new(stock.clone()), Data::new(jobs));
-        let reconciliation = Data::new(ground.reconciliation(&clock));
-        let (letters, outbox) = (Data::new(ground.dead_letters(&clock)), Data::new(ground.outbox(&clock)));
+        let wallets = Data::new(WalletService::new(db.clone(), clock.clone(), ground.ledger(&config)));
+        let reconciliation = Data::new(ground.reconciliation(&config, &clock));
+        let letters = Data::new(ground.dead_letters(&config, &clock));
+        let outbox = Data::new(ground.outbox(&clock));
         let listening = http::start(&http_settings(&config), readiness.clone(), metrics, move |routes| {
             routes
                 .app_data(tokens.clone())
                 .app_data(identity.clone())
                 .app_data(activities.clone())
                 .app_data(takes.clone())
+                .app_data(wallets.clone())
                 .app_data(reconciliation.clone())
                 .app_data(jobs.clone())
                 .app_data(letters.clone())
@@ -376,11 +394,6 @@ async fn first_operator(
     let (password, text) = NewPassword::generate();
     identity.add_user(&name, Roles::from(Role::Operator), password).await?;
     Ok(Some((name, text)))
-}
-
-/// Every consumer group there is.
-fn consumer_groups() -> Groups {
-    Groups::new(vec![stock::projection::group()])
 }
 
 /// What carries events from the outbox to the groups.

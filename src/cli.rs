@@ -316,9 +316,12 @@ impl Command {
                     write_tokens(tokens, &args.out).await
                 })
             }
-            Self::Reconcile { apply } => beside_the_server(&sources.load()?.config, async |ground, clock| {
-                reconcile(&ground.reconciliation(clock), apply).await
-            }),
+            Self::Reconcile { apply } => {
+                let config = sources.load()?.config;
+                beside_the_server(&config, async |ground, clock| {
+                    reconcile(&ground.reconciliation(&config, clock), apply).await
+                })
+            }
             Self::Job(command) => {
                 let config = sources.load()?.config;
                 beside_the_server(&config, async |ground, clock| {
@@ -329,7 +332,7 @@ impl Command {
                 let config = sources.load()?.config;
                 beside_the_server(&config, async |ground, clock| {
                     let jobs = ground.jobs_for_command(&config, clock);
-                    command.run(&ground.dead_letters(clock), &jobs).await
+                    command.run(&ground.dead_letters(&config, clock), &jobs).await
                 })
             }
             Self::Config(command) => command.run(sources),

@@ -12,6 +12,7 @@ use crate::jobs::api as jobs;
 use crate::messaging::{api as messaging, asyncapi};
 use crate::reconciliation::api as reconciliation;
 use crate::stock::api as stock;
+use crate::wallet::api as wallet;
 
 /// Everything under `/api/v1`.
 pub(super) fn api(routes: &mut ServiceConfig<'_>) {
@@ -23,6 +24,7 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(identity::sign_in)
         .service(identity::sign_out)
         .service(identity::me)
+        .service(wallet::my_entries)
         .service(activity::get)
         .service(activity::list_all)
         .service(activity::create)
@@ -30,6 +32,8 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(activity::transition)
         .service(stock::adjust_stock)
         .service(stock::release)
+        .service(wallet::adjust)
+        .service(wallet::entries)
         .service(jobs::list)
         .service(jobs::edit)
         .service(jobs::start)

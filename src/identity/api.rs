@@ -9,8 +9,10 @@ use utoipa::ToSchema;
 use super::{Caller, IdentityService, Role, Roles, Session, User, UserName};
 use crate::error::{ApiError, FieldError};
 use crate::http::{ApiResult, JsonBody, SignIn, Validate};
+use crate::money::Currency;
 use crate::ports::clock::Timestamp;
 use crate::refusals;
+use crate::wallet::{Account, WalletService};
 
 /// How someone signs in.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -111,11 +113,33 @@ pub(crate) async fn sign_out(identity: Data<IdentityService>, caller: Caller) ->
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// The caller.
-#[utoipa::path(tag = "sessions", responses((status = 200, description = "You", body = User)))]
+/// The caller, and what they have.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct MeView {
+    #[serde(flatten)]
+    user: User,
+    balance_minor: i64,
+    points: i64,
+    currency: Currency,
+    red_dots: RedDots,
+}
+
+/// What the caller has not looked at yet.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RedDots {}
+
+/// The caller, with their balance and points.
+#[utoipa::path(tag = "sessions", responses((status = 200, description = "You", body = MeView)))]
 #[get("/me")]
-pub(crate) async fn me(identity: Data<IdentityService>, caller: Caller) -> ApiResult<HttpResponse> {
-    Ok(HttpResponse::Ok().json(identity.user(caller.user).await?))
+pub(crate) async fn me(
+    identity: Data<IdentityService>,
+    wallets: Data<WalletService>,
+    caller: Caller,
+) -> ApiResult<HttpResponse> {
+    let user = identity.user(caller.user).await?;
+    let Account { balance_minor, points } = wallets.account(caller.user).await?;
+    let currency = wallets.currency();
+    Ok(HttpResponse::Ok().json(MeView { user, balance_minor, points, currency, red_dots: RedDots {} }))
 }
 
 #[cfg(test)]
@@ -134,6 +158,7 @@ mod tests {
         let app = App::new()
             .app_data(Data::new(story.identity.clone()))
             .app_data(Data::new(story.tokens.tokens().clone()))
+            .app_data(Data::new(story.wallets()))
             .service(sign_in)
             .service(sign_out)
             .service(me);
@@ -166,7 +191,16 @@ mod tests {
         let alice = json!({"id": session["user"]["id"], "name": "alice", "roles": ["customer"]});
         assert_eq!(session["user"], alice);
         let who = || bearing(TestRequest::get().uri("/me"), &session);
-        assert_eq!(send(&story, who()).await, Ok((200, alice)));
+        let mut shown = alice;
+        for (member, value) in [
+            ("balance_minor", json!(0)),
+            ("points", json!(0)),
+            ("currency", json!("CNY")),
+            ("red_dots", json!({})),
+        ] {
+            shown[member] = value;
+        }
+        assert_eq!(send(&story, who()).await, Ok((200, shown)));
         let out = || bearing(TestRequest::delete().uri("/sessions/current"), &session);
         assert_eq!(send(&story, out()).await, Ok((204, Value::Null)));
         // The token ends nothing any more, not even its own session.

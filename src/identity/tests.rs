@@ -16,6 +16,7 @@ use super::*;
 use crate::db::{Database, DatabaseSettings, DbFault};
 use crate::ids::{Ids, UserId};
 use crate::ports::clock::{ManualClock, Timestamp};
+use crate::wallet::{Ledger, WalletService};
 use Engine::{MariaDb, Postgres, Sqlite};
 
 const TTL: Duration = Duration::from_secs(900);
@@ -52,6 +53,12 @@ impl Story {
         let ids = Ids::new(2, clock.as_ref(), Duration::from_secs(600));
         let identity = IdentityService::new(db.clone(), tokens.clone(), TTL, true, clock.clone(), ids);
         Some(Self { _directory: directory, db, clock, identity, tokens })
+    }
+
+    pub(super) fn wallets(&self) -> WalletService {
+        let ids = Ids::new(4, self.clock.as_ref(), Duration::from_secs(600));
+        let ledger = Ledger::new(ids, "CNY".parse().unwrap());
+        WalletService::new(self.db.clone(), self.clock.clone(), ledger)
     }
 
     pub(super) fn without_dev_login(mut self) -> Self {

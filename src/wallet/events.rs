@@ -18,6 +18,14 @@ words! {
     }
 }
 
+words! {
+    /// Why points changed.
+    PointsChange, "kind of change of points" {
+        Earned = "earned",
+        TakenBack = "taken_back",
+    }
+}
+
 /// `wallet.changed.v1`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct WalletChanged {

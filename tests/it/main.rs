@@ -17,3 +17,4 @@ mod stock;
 mod subscribe;
 mod support;
 mod takes;
+mod wallet;

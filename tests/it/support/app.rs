@@ -5,7 +5,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use entities::{outbox, parked_event, queued_events};
 use futures_util::future::join_all;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, oneshot};
 use tombola::app::App;
@@ -150,6 +152,27 @@ impl TestApp {
         let mut events = invariants::events_of(&connection, activity.parse().unwrap()).await;
         connection.close().await.unwrap();
         events.remove(event_type).unwrap_or_default()
+    }
+
+    /// Changes the database behind the server's back.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let connection = self.database.connect().await;
+        connection.execute_unprepared(sql).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// Waits until nothing is under way: every event is sent and applied.
+    pub(crate) async fn is_quiet(&self) {
+        super::eventually(async || {
+            let connection = self.database.connect().await;
+            let unsent = outbox::Entity::find().filter(outbox::Column::SentAt.is_null());
+            let quiet = unsent.count(&connection).await.unwrap() == 0
+                && queued_events::Entity::find().count(&connection).await.unwrap() == 0
+                && parked_event::Entity::find().count(&connection).await.unwrap() == 0;
+            connection.close().await.unwrap();
+            quiet
+        })
+        .await;
     }
 
     /// Stops the server and checks what must hold after every story.

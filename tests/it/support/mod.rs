@@ -13,6 +13,7 @@ pub(crate) mod invariants;
 pub(crate) mod ledger;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod shop;
 pub(crate) mod spine;
 pub(crate) mod wire;
 

@@ -1,0 +1,91 @@
+//! Wallets over HTTP.
+
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Json};
+use actix_web::{HttpRequest, HttpResponse, get, post};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::model::{Adjusted, Adjustment, Entry};
+use super::service::WalletService;
+use crate::error::FieldError;
+use crate::http::{
+    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, Page, PathId, Staff, Validate, answered,
+    request_key, validate_reason,
+};
+use crate::identity::Caller;
+use crate::ids::{LedgerEntryId, UserId};
+use crate::money::MOST_MINOR;
+use crate::refusals;
+
+refusals!(AdjustRefusals: BalanceInsufficient, IdempotencyKeyReused, IdempotencyInProgress);
+
+/// How a balance is to change.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AdjustmentBody {
+    /// What to add; to take, if negative. Not 0.
+    #[schema(minimum = -1_000_000_000_000_i64, maximum = 1_000_000_000_000_i64)]
+    amount_minor: i64,
+    /// Kept with the entry; its user may read it.
+    #[schema(min_length = 1, max_length = 256)]
+    reason: String,
+}
+
+impl Validate for AdjustmentBody {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        if self.amount_minor == 0 || self.amount_minor.unsigned_abs() > MOST_MINOR.unsigned_abs() {
+            let detail = format!("not 0, and at most {MOST_MINOR} either way");
+            errors.push(FieldError { pointer: "/amount_minor".to_owned(), detail });
+        }
+        validate_reason(&self.reason, errors);
+    }
+}
+
+/// Adds to a user's balance, or takes from it; never below zero.
+#[utoipa::path(tag = "wallet", params(IdempotencyKey), request_body = AdjustmentBody,
+    responses((status = 201, description = "The balance as it is now", body = Adjusted), AdjustRefusals))]
+#[post("/admin/users/{id}/wallet-adjustments")]
+pub(crate) async fn adjust(
+    wallets: Data<WalletService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<UserId>,
+    key: IdempotencyKey,
+    body: JsonBody<AdjustmentBody>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(operator.0.user, &req, &key, body.fingerprint);
+    let AdjustmentBody { amount_minor, reason } = body.value;
+    let wish = Adjustment { user: id.0, amount_minor, reason, by: operator.0.user };
+    Ok(answered(StatusCode::CREATED, wallets.adjust(wish, key).await?))
+}
+
+/// The changes of a user's balance, newest first.
+#[utoipa::path(tag = "wallet", params(Page),
+    responses((status = 200, description = "A page of changes", body = List<Entry>)))]
+#[get("/admin/users/{id}/wallet-entries")]
+pub(crate) async fn entries(
+    wallets: Data<WalletService>,
+    _: Staff,
+    id: PathId<UserId>,
+    query: ListQuery,
+) -> ApiResult<Json<List<Entry>>> {
+    page_of(&wallets, id.0, query.page).await
+}
+
+/// The changes of the caller's balance, newest first.
+#[utoipa::path(tag = "wallet", params(Page),
+    responses((status = 200, description = "A page of changes", body = List<Entry>)))]
+#[get("/me/wallet-entries")]
+pub(crate) async fn my_entries(
+    wallets: Data<WalletService>,
+    caller: Caller,
+    query: ListQuery,
+) -> ApiResult<Json<List<Entry>>> {
+    page_of(&wallets, caller.user, query.page).await
+}
+
+async fn page_of(wallets: &WalletService, user: UserId, page: Page) -> ApiResult<Json<List<Entry>>> {
+    let changes = wallets.entries(user, page.after().map(LedgerEntryId), page.rows()).await?;
+    Ok(Json(page.list(changes, |change| change.id.0, |change| change)))
+}

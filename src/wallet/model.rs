@@ -1,0 +1,130 @@
+//! Parsed values.
+
+use entities::{wallet_account, wallet_entry};
+use serde::Serialize;
+use thiserror::Error;
+use utoipa::ToSchema;
+
+use super::events::BalanceChange;
+use crate::db::{AsDbFault, DbFault};
+use crate::error::{ApiError, Code};
+use crate::idempotency::KeyRefusal;
+use crate::ids::{LedgerEntryId, OrderId, UserId};
+use crate::messaging::outbox::serialize_rfc3339;
+use crate::money::{Currency, MOST_MINOR};
+use crate::ports::clock::{Timestamp, from_micros};
+
+/// What a user has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Account {
+    pub balance_minor: i64,
+    pub points: i64,
+}
+
+impl From<wallet_account::Model> for Account {
+    fn from(row: wallet_account::Model) -> Self {
+        Self { balance_minor: row.balance_minor, points: row.points }
+    }
+}
+
+/// A wish to change a balance.
+#[derive(Debug, Clone)]
+pub struct Adjustment {
+    pub user: UserId,
+    /// What to add; to take, if negative; not 0.
+    pub amount_minor: i64,
+    pub reason: String,
+    pub by: UserId,
+}
+
+/// A balance that was adjusted.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Adjusted {
+    pub id: LedgerEntryId,
+    pub user_id: UserId,
+    /// What was added; taken, if negative.
+    pub amount_minor: i64,
+    /// The balance since then.
+    pub balance_minor: i64,
+    pub currency: Currency,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+/// A change of a balance.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Entry {
+    pub id: LedgerEntryId,
+    pub kind: BalanceChange,
+    /// What was added; taken, if negative.
+    pub amount_minor: i64,
+    /// The balance since then.
+    pub balance_minor: i64,
+    pub currency: Currency,
+    /// Null for an adjustment.
+    #[schema(required = true)]
+    pub order_id: Option<OrderId>,
+    /// Of an adjustment.
+    #[schema(required = true)]
+    pub reason: Option<String>,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+impl Entry {
+    pub(super) fn new(row: wallet_entry::Model, currency: Currency) -> Result<Self, DbFault> {
+        let kind = row.kind.parse()?;
+        Ok(Self {
+            id: LedgerEntryId(row.id),
+            kind,
+            amount_minor: row.amount_minor,
+            balance_minor: row.balance_after_minor,
+            currency,
+            order_id: match kind {
+                BalanceChange::Pay | BalanceChange::Refund => Some(OrderId(row.reference_id)),
+                BalanceChange::Adjustment => None,
+            },
+            reason: row.reason,
+            created_at: from_micros(row.created_at),
+        })
+    }
+}
+
+/// Why a balance stays as it is.
+#[derive(Debug, Error)]
+pub enum WalletError {
+    #[error("there is no such user")]
+    UserUnknown,
+    #[error("the balance is {balance_minor}")]
+    Insufficient { balance_minor: i64 },
+    #[error("a balance is at most {MOST_MINOR}")]
+    TooMuch,
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    #[error(transparent)]
+    Db(#[from] DbFault),
+}
+
+impl AsDbFault for WalletError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        match self {
+            Self::Db(fault) => Some(fault),
+            Self::UserUnknown | Self::Insufficient { .. } | Self::TooMuch | Self::Key(_) => None,
+        }
+    }
+}
+
+impl From<WalletError> for ApiError {
+    fn from(error: WalletError) -> Self {
+        let text = error.to_string();
+        match error {
+            WalletError::UserUnknown => Self::new(Code::NotFound, text),
+            WalletError::Insufficient { .. } => Self::new(Code::BalanceInsufficient, text),
+            WalletError::TooMuch => Self::invalid("/amount_minor", text),
+            WalletError::Key(refusal) => refusal.into(),
+            WalletError::Db(fault) => fault.into(),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The front door: what the API does with wallets.
+
+use entities::{users, wallet_account, wallet_entry};
+use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+
+use super::ledger::Ledger;
+use super::model::{Account, Adjusted, Adjustment, Entry, WalletError};
+use crate::db::{Database, DbFault};
+use crate::idempotency::{self, Answered, RequestKey};
+use crate::ids::{LedgerEntryId, UserId};
+use crate::money::Currency;
+use crate::ports::clock::SharedClock;
+
+/// Shows wallets and adjusts them.
+#[derive(Debug, Clone)]
+pub struct WalletService {
+    db: Database,
+    clock: SharedClock,
+    ledger: Ledger,
+}
+
+impl WalletService {
+    pub fn new(db: Database, clock: SharedClock, ledger: Ledger) -> Self {
+        Self { db, clock, ledger }
+    }
+
+    /// What wallets are kept in.
+    pub fn currency(&self) -> Currency {
+        self.ledger.currency()
+    }
+
+    /// What `user` has; nothing, if nothing ever happened.
+    pub async fn account(&self, user: UserId) -> Result<Account, DbFault> {
+        let read = move |connection: DatabaseConnection| async move {
+            let row = wallet_account::Entity::find_by_id(user.0).one(&connection).await?;
+            Ok(row.map(Account::from).unwrap_or_default())
+        };
+        self.db.read(read).await
+    }
+
+    /// Changes a balance.
+    pub async fn adjust(
+        &self,
+        wish: Adjustment,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Adjusted>, WalletError> {
+        let (ledger, clock) = (self.ledger.clone(), self.clock.clone());
+        idempotency::once(&self.db, &self.clock, key, 201, move |tx| {
+            let (ledger, now, wish) = (ledger.clone(), clock.now(), wish.clone());
+            async move {
+                let user = users::Entity::find_by_id(wish.user.0).one(&tx).await.map_err(DbFault::from)?;
+                user.ok_or(WalletError::UserUnknown)?;
+                ledger.adjust(&tx, now, wish).await
+            }
+        })
+        .await
+    }
+
+    /// The changes of a user's balance, newest first, older than `before`.
+    pub async fn entries(
+        &self,
+        user: UserId,
+        before: Option<LedgerEntryId>,
+        limit: u64,
+    ) -> Result<Vec<Entry>, DbFault> {
+        let currency = self.currency();
+        let read = move |connection: DatabaseConnection| async move {
+            let mut query = wallet_entry::Entity::find().filter(wallet_entry::Column::UserId.eq(user.0));
+            if let Some(before) = before {
+                query = query.filter(wallet_entry::Column::Id.lt(before.0));
+            }
+            let rows = query.order_by_desc(wallet_entry::Column::Id).limit(limit).all(&connection).await?;
+            rows.into_iter().map(|row| Entry::new(row, currency)).collect()
+        };
+        self.db.read(read).await
+    }
+}

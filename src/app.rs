@@ -21,6 +21,7 @@ use crate::activity::ActivityService;
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::cluster::{Cluster, ClusterError, Membership};
 use crate::config::{BusConfig, Config, ServerRole};
+use crate::coupon::{self, CouponService};
 use crate::db::{Database, DbFault, InvalidDatabaseUrl};
 use crate::http::{self, Check, HttpSettings, RateLimitSettings, Readiness};
 use crate::idempotency;
@@ -164,6 +165,7 @@ impl Ground {
         ];
         let all = vec![
             jobs::activity_states(activities.clone(), schedules.activity_states),
+            jobs::coupon_expiry(self.coupons(config, clock), schedules.coupon_expiry),
             jobs::dead_letter_replay(self.dead_letters(config, clock), schedules.dead_letter_replay),
             jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
             jobs::outbox_sweep(self.outbox(clock), schedules.outbox_sweep),
@@ -206,9 +208,16 @@ impl Ground {
         let ledger = self.ledger(config);
         Groups::new(vec![
             stock::projection::group(),
+            coupon::groups::orders(self.cluster.ids().clone(), clock.clone()),
             wallet::groups::balances(ledger.clone(), clock.clone()),
             wallet::groups::points(ledger, clock.clone(), config.shop.points_per_major),
         ])
+    }
+
+    /// The coupons of users.
+    fn coupons(&self, config: &Config, clock: &SharedClock) -> CouponService {
+        let ids = self.cluster.ids().clone();
+        CouponService::new(self.db.clone(), ids, clock.clone(), config.shop.currency)
     }
 
     /// What changes balances and points.
@@ -317,6 +326,7 @@ impl App {
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
         let (activities, takes, jobs) = (Data::new(activities), Data::new(stock.clone()), Data::new(jobs));
         let wallets = Data::new(WalletService::new(db.clone(), clock.clone(), ground.ledger(&config)));
+        let coupons = Data::new(ground.coupons(&config, &clock));
         let reconciliation = Data::new(ground.reconciliation(&config, &clock));
         let letters = Data::new(ground.dead_letters(&config, &clock));
         let outbox = Data::new(ground.outbox(&clock));
@@ -327,6 +337,7 @@ impl App {
                 .app_data(activities.clone())
                 .app_data(takes.clone())
                 .app_data(wallets.clone())
+                .app_data(coupons.clone())
                 .app_data(reconciliation.clone())
                 .app_data(jobs.clone())
                 .app_data(letters.clone())

@@ -203,6 +203,7 @@ pub struct JobsConfig {
 #[serde(deny_unknown_fields)]
 pub struct JobSchedules {
     pub activity_states: Schedule,
+    pub coupon_expiry: Schedule,
     pub dead_letter_replay: Schedule,
     pub log_trimming: Schedule,
     pub outbox_sweep: Schedule,

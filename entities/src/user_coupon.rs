@@ -21,6 +21,9 @@ pub struct Model {
     pub source_id: Option<i64>,
     pub version: i64,
     pub used_at: Option<i64>,
+    /// Why an operator made it void.
+    pub void_reason: Option<String>,
+    pub voided_by: Option<i64>,
     pub created_at: i64,
     pub updated_at: i64,
 }

@@ -61,6 +61,8 @@ enum UserCoupon {
     SourceId,
     Version,
     UsedAt,
+    VoidReason,
+    VoidedBy,
     CreatedAt,
     UpdatedAt,
 }
@@ -159,6 +161,8 @@ impl MigrationTrait for Migration {
                     .col(optional_big(UserCoupon::SourceId))
                     .col(required_big(UserCoupon::Version))
                     .col(optional_big(UserCoupon::UsedAt))
+                    .col(optional_text(UserCoupon::VoidReason, 256))
+                    .col(optional_big(UserCoupon::VoidedBy))
                     .col(required_big(UserCoupon::CreatedAt))
                     .col(required_big(UserCoupon::UpdatedAt))
                     .take(),

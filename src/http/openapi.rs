@@ -22,6 +22,7 @@ use crate::error::{ApiError, Code, FieldError};
 #[openapi(
     info(
         title = "Tombola",
+        description = "Flash sales, prize draws and coupon give-aways that sell out exactly.\n\nEvery refusal is `application/problem+json` with a stable `code`; `/docs/problems` lists them all.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     components(schemas(Problem<'static>, Code, FieldError)),
@@ -30,6 +31,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "activities", description = "What is on offer, when and to whom"),
         (name = "takes", description = "Drawing a token from the drum"),
         (name = "wallet", description = "Balances and what changed them"),
+        (name = "coupons", description = "What takes something off an order"),
         (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),
         (name = "messaging", description = "Events on their way, and those that did not arrive"),
         (name = "operating", description = "Health, metrics and this document"),

@@ -7,6 +7,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{health, openapi, problem};
 use crate::activity::api as activity;
+use crate::coupon::api as coupon;
 use crate::identity::api as identity;
 use crate::jobs::api as jobs;
 use crate::messaging::{api as messaging, asyncapi};
@@ -25,6 +26,7 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(identity::sign_out)
         .service(identity::me)
         .service(wallet::my_entries)
+        .service(coupon::my_coupons)
         .service(activity::get)
         .service(activity::list_all)
         .service(activity::create)
@@ -34,6 +36,8 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(stock::release)
         .service(wallet::adjust)
         .service(wallet::entries)
+        .service(coupon::give)
+        .service(coupon::void)
         .service(jobs::list)
         .service(jobs::edit)
         .service(jobs::start)

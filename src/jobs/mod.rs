@@ -16,6 +16,7 @@
 
 mod activity_states;
 pub mod api;
+mod coupon_expiry;
 mod dead_letter_replay;
 mod job;
 mod log_trimming;
@@ -31,6 +32,7 @@ mod store;
 mod tests;
 
 pub use activity_states::activity_states;
+pub use coupon_expiry::coupon_expiry;
 pub use dead_letter_replay::{DEAD_LETTER_REPLAY, dead_letter_replay};
 pub use job::{Job, JobError, RunContext, Summary, Trigger};
 pub use log_trimming::{Log, Stamp, history, log_trimming};

@@ -12,9 +12,12 @@ use serde_json::value::RawValue;
 
 use super::super::rsa::{CannotSign, SigningKey, VerifyingKey};
 use super::super::yuan::local_time;
-use super::super::{GatewayError, InvalidSetting, wire};
+use super::super::{GatewayError, InvalidSetting, shortened, wire};
 use super::AlipayConfig;
 use crate::ports::clock::SharedClock;
+
+/// How much of an answer is told that cannot be believed, in bytes.
+const LONGEST_QUOTE: usize = 500;
 
 /// Alipay's interface, for one application.
 #[derive(Debug)]
@@ -123,12 +126,13 @@ impl Api {
         let name = method.replace('.', "_") + "_response";
         let content = match (parts.get(&name), parts.get("error_response")) {
             (Some(content), _) => content.get(),
-            (None, Some(error)) => return Err(GatewayError::Unclear(error.get().to_owned())),
+            (None, Some(error)) => return Err(unclear(shortened(error.get(), LONGEST_QUOTE))),
             (None, None) => return Err(unclear("the answer is to another question")),
         };
         let signature = parts.get("sign").map(|sign| serde_json::from_str::<String>(sign.get()));
         let Some(Ok(signature)) = signature else {
-            return Err(GatewayError::Unclear(format!("the answer is not signed: {content}")));
+            let quote = shortened(content, LONGEST_QUOTE);
+            return Err(GatewayError::Unclear(format!("the answer is not signed: {quote}")));
         };
         // Alipay signs before it escapes slashes, or after: its own libraries try both.
         let signed = self.alipay.verify(content.as_bytes(), &signature)

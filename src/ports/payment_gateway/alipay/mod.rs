@@ -5,6 +5,8 @@
 //!
 //! Alipay knows a payment only once the customer has opened it. Closing one that was not opened yet says so and closes
 //! nothing; its time to pay does, and what is paid until then is a late payment.
+//!
+//! Its statement of a day is an archive of files in GBK, which is not read here: payments are compared one by one.
 
 mod api;
 mod notice;

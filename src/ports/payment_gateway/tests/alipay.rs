@@ -5,20 +5,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix_web::HttpResponse;
-use form_urlencoded::Serializer;
 use rstest::rstest;
 use serde_json::json;
 
-use super::keys::{Key, MERCHANT, PLATFORM, STRANGER, inside};
+use super::keys::{MERCHANT, PLATFORM, STRANGER, inside};
 use super::server::{Asked, Fault, Server};
 use super::*;
 use crate::ports::clock::ManualClock;
 use crate::ports::payment_gateway::alipay::{Alipay, AlipayConfig};
 
-const PAYMENT: PaymentId = PaymentId(267432117862400);
-const NUMBER: &str = "2026060122001400000000000001";
+pub(super) const PAYMENT: PaymentId = PaymentId(267432117862400);
+pub(super) const NUMBER: &str = "2026060122001400000000000001";
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     at("2026-06-01T02:00:00Z")
 }
 
@@ -34,47 +33,59 @@ fn config() -> AlipayConfig {
     }
 }
 
-fn gateway(base_url: &str) -> Alipay {
+pub(super) fn gateway(base_url: &str) -> Alipay {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = AlipayConfig { base_url: base_url.to_owned(), ..config() };
     Alipay::new(&config, Arc::new(ManualClock::new(now()))).unwrap()
 }
 
-/// Method and content of a request.
-type Log = Arc<Mutex<Vec<(String, Value)>>>;
+/// What Alipay answers to method and content.
+type Answers = Box<dyn Fn(&str, &Value) -> Value + Send + Sync>;
 
-/// Alipay, which knows one answer to each question.
-struct Fake {
+/// Alipay, which checks who asks.
+pub(super) struct FakeAlipay {
     server: Server,
-    log: Log,
+    /// Method and content of each request.
+    asked: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
-impl Fake {
+impl FakeAlipay {
+    /// Gives the answers one after the other, the last one for ever.
     fn answering(answers: Vec<Value>) -> Self {
         Self::with(answers, None)
     }
 
-    /// Checks who asks, then gives the answers one after the other, the last one for ever.
     fn with(answers: Vec<Value>, fault: Option<Fault>) -> Self {
-        let log = Log::default();
-        let known = log.clone();
-        let reply = move |asked: &Asked| {
-            let (method, content) = authorized(asked);
-            let mut log = known.lock().unwrap();
-            let content_of_answer = &answers[log.len().min(answers.len() - 1)];
-            let response = respond(&method, content_of_answer, fault);
-            log.push((method, content));
-            response
+        let answers = Mutex::new(answers);
+        let next = move |_: &str, _: &Value| {
+            let mut answers = answers.lock().unwrap();
+            if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() }
         };
-        Self { server: Server::start(Arc::new(reply), fault == Some(Fault::Hang)), log }
+        Self::start(Box::new(next), fault)
     }
 
-    fn gateway(&self) -> Alipay {
+    pub(super) fn keeping(answers: impl Fn(&str, &Value) -> Value + Send + Sync + 'static) -> Self {
+        Self::start(Box::new(answers), None)
+    }
+
+    fn start(answers: Answers, fault: Option<Fault>) -> Self {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        let reply = move |asked: &Asked| {
+            let (method, content) = authorized(asked);
+            let response = respond(&method, &answers(&method, &content), fault);
+            log.lock().unwrap().push((method, content));
+            response
+        };
+        Self { server: Server::start(Arc::new(reply), fault == Some(Fault::Hang)), asked }
+    }
+
+    pub(super) fn gateway(&self) -> Alipay {
         gateway(&format!("{}/gateway.do", self.server.url))
     }
 
     fn last(&self) -> (String, Value) {
-        self.log.lock().unwrap().last().unwrap().clone()
+        self.asked.lock().unwrap().last().unwrap().clone()
     }
 }
 
@@ -107,7 +118,7 @@ fn checked(params: &str) -> (String, Value) {
     (params["method"].clone(), serde_json::from_str(&params["biz_content"]).unwrap())
 }
 
-fn text(params: &BTreeMap<String, String>) -> String {
+pub(super) fn text(params: &BTreeMap<String, String>) -> String {
     params.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
@@ -136,7 +147,7 @@ fn respond(method: &str, content: &Value, fault: Option<Fault>) -> HttpResponse 
     HttpResponse::Ok().content_type("text/html;charset=utf-8").body(body)
 }
 
-fn trade(status: &str) -> Value {
+pub(super) fn trade(status: &str) -> Value {
     json!({
         "code": "10000",
         "msg": "Success",
@@ -150,17 +161,17 @@ fn trade(status: &str) -> Value {
     })
 }
 
-fn unpaid(status: &str) -> Value {
+pub(super) fn unpaid(status: &str) -> Value {
     let mut trade = trade(status);
     trade.as_object_mut().unwrap().remove("send_pay_date");
     trade
 }
 
-fn failed(code: &str, sub_code: &str) -> Value {
+pub(super) fn failed(code: &str, sub_code: &str) -> Value {
     json!({ "code": code, "msg": "Business Failed", "sub_code": sub_code, "sub_msg": "no" })
 }
 
-fn captured(payer: &str) -> Capture {
+pub(super) fn captured(payer: &str) -> Capture {
     Capture {
         transaction_id: NUMBER.to_owned(),
         amount_minor: 1234,
@@ -175,7 +186,7 @@ async fn a_payment_by_qr_code_is_prepared() {
     let url = "https://qr.alipay.com/bavh4wjlxf12tper3a";
     let made =
         json!({ "code": "10000", "msg": "Success", "out_trade_no": "267432117862400", "qr_code": url });
-    let fake = Fake::answering(vec![made]);
+    let fake = FakeAlipay::answering(vec![made]);
     let order = PaymentOrder { description: "茶 1/2 & more".to_owned(), ..order(PAYMENT.0) };
     assert_eq!(Value::Object(fake.gateway().create(&order).await.unwrap()), json!({ "qr_code": url }));
     let content = json!({
@@ -222,7 +233,7 @@ async fn what_does_not_fit_is_not_asked(#[case] order: PaymentOrder) {
 #[case(failed("10003", ""), Err(()))]
 #[actix_web::test]
 async fn the_state_of_a_payment_is_asked(#[case] answer: Value, #[case] state: Result<GatewayState, ()>) {
-    let fake = Fake::answering(vec![answer]);
+    let fake = FakeAlipay::answering(vec![answer]);
     let asked = fake.gateway().query(PAYMENT).await;
     assert!(matches!(asked, Ok(_) | Err(GatewayError::Unclear(_))), "{asked:?}");
     assert_eq!(asked.map_err(|_| ()), state);
@@ -242,17 +253,17 @@ async fn the_state_of_a_payment_is_asked(#[case] answer: Value, #[case] state: R
 #[case(vec![failed("40004", "ACQ.REASON_ILLEGAL_STATUS"), unpaid("WAIT_BUYER_PAY")], Err(()))]
 #[actix_web::test]
 async fn a_payment_is_closed(#[case] answers: Vec<Value>, #[case] closing: Result<Closing, ()>) {
-    let fake = Fake::answering(answers);
+    let fake = FakeAlipay::answering(answers);
     let closed = fake.gateway().close(PAYMENT).await;
     assert!(matches!(closed, Ok(_) | Err(GatewayError::Unclear(_))), "{closed:?}");
     assert_eq!(closed.map_err(|_| ()), closing);
-    assert_eq!(fake.log.lock().unwrap()[0].0, "alipay.trade.close");
+    assert_eq!(fake.asked.lock().unwrap()[0].0, "alipay.trade.close");
 }
 
 #[actix_web::test]
 async fn money_goes_back() {
     let refunded = |fund_change: &str| json!({ "code": "10000", "msg": "Success", "fund_change": fund_change, "refund_fee": "2.34" });
-    let fake = Fake::answering(vec![refunded("Y")]);
+    let fake = FakeAlipay::answering(vec![refunded("Y")]);
     let order = refund(9000, PAYMENT.0, 234);
     assert_eq!(fake.gateway().refund(&order).await, Ok(RefundState::Succeeded));
     let content = json!({
@@ -265,17 +276,17 @@ async fn money_goes_back() {
 
     // A repeat moves no money.
     let done = json!({ "code": "10000", "msg": "Success", "refund_status": "REFUND_SUCCESS", "refund_amount": "2.34" });
-    let fake = Fake::answering(vec![refunded("N"), done]);
+    let fake = FakeAlipay::answering(vec![refunded("N"), done]);
     assert_eq!(fake.gateway().refund(&order).await, Ok(RefundState::Succeeded));
     let content = json!({ "out_trade_no": "267432117862400", "out_request_no": "9000" });
     assert_eq!(fake.last(), ("alipay.trade.fastpay.refund.query".to_owned(), content));
 
     let nothing = json!({ "code": "10000", "msg": "Success" });
-    let fake = Fake::answering(vec![refunded("N"), nothing]);
+    let fake = FakeAlipay::answering(vec![refunded("N"), nothing]);
     assert_eq!(fake.gateway().refund(&order).await, Ok(RefundState::Processing));
     assert_eq!(fake.gateway().query_refund(PAYMENT, RefundId(9000)).await, Ok(RefundState::NotFound));
 
-    let fake = Fake::answering(vec![failed("40004", "ACQ.REFUND_AMT_NOT_EQUAL_TOTAL")]);
+    let fake = FakeAlipay::answering(vec![failed("40004", "ACQ.REFUND_AMT_NOT_EQUAL_TOTAL")]);
     let refused = fake.gateway().refund(&order).await;
     assert!(matches!(refused, Err(GatewayError::Refused { code, .. }) if code.ends_with("EQUAL_TOTAL")));
     assert_eq!(fake.gateway().statement("2026-06-01".parse().unwrap()).await, Ok(None));
@@ -285,7 +296,7 @@ async fn money_goes_back() {
 #[actix_web::test]
 async fn an_answer_that_is_not_clear_is_no_failure() {
     for fault in Fault::ALL {
-        let fake = Fake::with(vec![trade("TRADE_SUCCESS")], Some(fault));
+        let fake = FakeAlipay::with(vec![trade("TRADE_SUCCESS")], Some(fault));
         let gateway = fake.gateway();
         let query = gateway.query(PAYMENT).await;
         assert!(matches!(query, Err(GatewayError::Unclear(_))), "{fault:?}: {query:?}");
@@ -296,115 +307,6 @@ async fn an_answer_that_is_not_clear_is_no_failure() {
         let create = gateway.create(&order(PAYMENT.0)).await;
         assert!(matches!(create, Err(GatewayError::Unclear(_))), "{fault:?}: {create:?}");
     }
-}
-
-/// A notice as the documents say.
-fn notice_of(changes: &[(&str, &str)], key: &Key) -> String {
-    let mut fields: BTreeMap<String, String> = [
-        ("notify_time", "2026-06-01 10:00:00"),
-        ("notify_type", "trade_status_sync"),
-        ("notify_id", "ac05099524730693a8b330c5ecf72da9786"),
-        ("charset", "utf-8"),
-        ("version", "1.0"),
-        ("app_id", "2014072300007148"),
-        ("auth_app_id", "2014072300007148"),
-        ("trade_no", NUMBER),
-        ("out_trade_no", "267432117862400"),
-        ("buyer_id", "2088102122524333"),
-        ("seller_id", "2088101106499364"),
-        ("trade_status", "TRADE_SUCCESS"),
-        ("total_amount", "12.34"),
-        ("receipt_amount", "12.34"),
-        ("subject", "茶 & 100% cups"),
-        ("gmt_create", "2026-06-01 09:59:50"),
-        ("gmt_payment", "2026-06-01 09:59:58"),
-        ("fund_bill_list", r#"[{"amount":"12.34","fundChannel":"ALIPAYACCOUNT"}]"#),
-    ]
-    .into_iter()
-    .chain(changes.iter().copied())
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .collect();
-    fields.retain(|_, value| value != "-");
-    let signature = key.sign(text(&fields).as_bytes());
-    let form = Serializer::new(String::new()).extend_pairs(fields).append_pair("sign_type", "RSA2").finish();
-    Serializer::new(form).append_pair("sign", &signature).finish()
-}
-
-fn told(body: &str) -> Result<Notice, NoticeRefusal> {
-    gateway("http://127.0.0.1:1").notice(&NoticeHeaders::default(), body.as_bytes(), now())
-}
-
-#[rstest]
-#[case(&[], NoticeKind::Paid(captured("2088102122524333")))]
-#[case(&[("trade_status", "TRADE_FINISHED")], NoticeKind::Paid(captured("2088102122524333")))]
-#[case(&[("seller_id", "-")], NoticeKind::Paid(captured("2088102122524333")))]
-#[case(&[("refund_fee", "0.00")], NoticeKind::Paid(captured("2088102122524333")))]
-#[case(&[("trade_status", "TRADE_CLOSED"), ("gmt_payment", "-")], NoticeKind::Closed)]
-#[case(&[("trade_status", "WAIT_BUYER_PAY"), ("gmt_payment", "-")], NoticeKind::Pending)]
-#[case(
-    &[("refund_fee", "2.34"), ("gmt_refund", "2026-06-01 10:00:00.123"), ("out_biz_no", "9000")],
-    NoticeKind::Refund { refund_id: Some(RefundId(9000)), state: RefundState::Succeeded }
-)]
-#[case(
-    &[("trade_status", "TRADE_CLOSED"), ("refund_fee", "12.34"), ("out_biz_no", "HZRF001")],
-    NoticeKind::Refund { refund_id: None, state: RefundState::Succeeded }
-)]
-fn a_notice_is_verified_and_read(#[case] changes: &[(&str, &str)], #[case] kind: NoticeKind) {
-    let notice = told(&notice_of(changes, &PLATFORM)).unwrap();
-    assert_eq!((notice.id.as_str(), notice.payment_id), ("ac05099524730693a8b330c5ecf72da9786", PAYMENT));
-    assert_eq!(notice.kind, kind);
-}
-
-#[test]
-fn a_forged_notice_is_refused() {
-    let forged = |body: &str| {
-        let read = told(body);
-        assert!(matches!(read, Err(NoticeRefusal::Forged(_))), "{body}: {read:?}");
-    };
-    let body = notice_of(&[], &PLATFORM);
-    told(&body).unwrap();
-    forged(&notice_of(&[], &STRANGER));
-    forged(&body.replace("total_amount=12.34", "total_amount=12.35"));
-    forged(&format!("{body}&extra=1"));
-    forged(&format!("{body}&total_amount=12.34"));
-    forged(body.split_once("&sign=").unwrap().0);
-    forged("");
-
-    // Whatever algorithm the sender names, it is RSA2: SHA-1 is not accepted, and a lie about it changes nothing.
-    told(&body.replace("sign_type=RSA2", "sign_type=RSA")).unwrap();
-    let weak = body.split_once("&sign=").unwrap().0.replace("sign_type=RSA2", "sign_type=RSA");
-    let mut fields: BTreeMap<String, String> = form_urlencoded::parse(weak.as_bytes()).into_owned().collect();
-    fields.remove("sign_type");
-    let signature = PLATFORM.sign_weakly(text(&fields).as_bytes());
-    forged(&Serializer::new(weak).append_pair("sign", &signature).finish());
-}
-
-#[test]
-fn a_notice_about_other_money_is_refused() {
-    for change in [("app_id", "2014"), ("seller_id", "2088000"), ("out_trade_no", "TILL-7")] {
-        let read = told(&notice_of(&[change], &PLATFORM));
-        assert!(matches!(read, Err(NoticeRefusal::WrongMerchant(_))), "{change:?}: {read:?}");
-    }
-}
-
-#[test]
-fn a_notice_that_makes_no_sense_is_malformed() {
-    for change in [
-        ("total_amount", "12.345"),
-        ("total_amount", "-12.34"),
-        ("total_amount", "1e3"),
-        ("total_amount", "-"),
-        ("trade_status", "PAID"),
-        ("trade_no", "-"),
-        ("notify_id", "-"),
-        ("out_trade_no", "-"),
-        ("gmt_payment", "yesterday"),
-    ] {
-        let read = told(&notice_of(&[change], &PLATFORM));
-        assert!(matches!(read, Err(NoticeRefusal::Malformed(_))), "{change:?}: {read:?}");
-    }
-    let acknowledgement = gateway("http://127.0.0.1:1").acknowledge();
-    assert_eq!((acknowledgement.status, acknowledgement.body), (200, "success"));
 }
 
 /// A key may come in any of the shapes that tools make.

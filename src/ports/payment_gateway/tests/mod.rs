@@ -1,6 +1,8 @@
 //! What every gateway promises, and what each one's documents say, against servers that behave as those documents do.
 
 mod alipay;
+mod alipay_notices;
+mod contract;
 pub(crate) mod keys;
 mod sandbox;
 mod server;

@@ -23,43 +23,59 @@ pub(super) fn now() -> Timestamp {
     at("2026-06-01T10:00:00+08:00")
 }
 
-/// WeChat Pay, which knows one answer.
-struct Fake {
+/// What WeChat Pay answers to method, path and body: a status and a body.
+type Answers = Box<dyn Fn(&str, &str, &str) -> (u16, String) + Send + Sync>;
+
+/// WeChat Pay, which checks who asks.
+pub(super) struct FakeWechat {
     server: Server,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    /// Method, path and body of each request.
+    asked: Arc<Mutex<Vec<(String, String, String)>>>,
 }
 
-impl Fake {
+impl FakeWechat {
+    /// Gives the answers one after the other, the last one for ever.
     fn answering(answers: Vec<(u16, String)>) -> Self {
         Self::with(answers, None)
     }
 
-    /// Checks who asks, then gives the answers one after the other, the last one for ever.
     fn with(answers: Vec<(u16, String)>, fault: Option<Fault>) -> Self {
-        let asked = Arc::new(Mutex::new(Vec::<Asked>::new()));
+        let answers = Mutex::new(answers);
+        let next = move |_: &str, _: &str, _: &str| {
+            let mut answers = answers.lock().unwrap();
+            if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() }
+        };
+        Self::start(Box::new(next), fault)
+    }
+
+    pub(super) fn keeping(
+        answers: impl Fn(&str, &str, &str) -> (u16, String) + Send + Sync + 'static,
+    ) -> Self {
+        Self::start(Box::new(answers), None)
+    }
+
+    fn start(answers: Answers, fault: Option<Fault>) -> Self {
+        let asked = Arc::new(Mutex::new(Vec::new()));
         let log = asked.clone();
         let reply = move |asked: &Asked| {
             assert_authorized(asked);
-            let mut log = log.lock().unwrap();
-            let (status, body) = answers[log.len().min(answers.len() - 1)].clone();
-            let Asked { method, path, headers, body: sent } = asked;
-            let (method, path, headers) = (method.clone(), path.clone(), headers.clone());
-            log.push(Asked { method, path, headers, body: sent.clone() });
+            let Asked { method, path, body, .. } = asked;
+            log.lock().unwrap().push((method.clone(), path.clone(), body.clone()));
+            let (status, body) = answers(method, path, body);
             respond(status, body, fault)
         };
         Self { server: Server::start(Arc::new(reply), fault == Some(Fault::Hang)), asked }
     }
 
-    fn gateway(&self) -> WechatPay {
+    pub(super) fn gateway(&self) -> WechatPay {
         let config = WechatPayConfig { base_url: self.server.url.clone(), ..config() };
         WechatPay::new(&config, Arc::new(ManualClock::new(now()))).unwrap()
     }
 
-    /// Method, path and body of the request before the last `back` ones.
+    /// The request before the last `back` ones.
     fn asked(&self, back: usize) -> (String, String, String) {
         let log = self.asked.lock().unwrap();
-        let asked = &log[log.len() - 1 - back];
-        (asked.method.clone(), asked.path.clone(), asked.body.clone())
+        log[log.len() - 1 - back].clone()
     }
 }
 
@@ -172,13 +188,17 @@ pub(super) fn captured() -> Capture {
 
 pub(super) const PAYMENT: PaymentId = PaymentId(267432117862400);
 
-fn problem(status: u16, code: &str) -> (u16, String) {
+/// Before a payment is made there is little to say about it.
+const UNPAID: &str = r#"{"mchid":"1230000109","out_trade_no":"267432117862400","trade_state":"NOTPAY","success_time":"","amount":{},"payer":{}}"#;
+
+pub(super) fn problem(status: u16, code: &str) -> (u16, String) {
     (status, json!({ "code": code, "message": "no", "detail": {} }).to_string())
 }
 
 #[actix_web::test]
 async fn a_native_payment_is_prepared() {
-    let fake = Fake::answering(vec![(200, r#"{"code_url":"weixin://wxpay/bizpayurl?pr=p4lpSuKzz"}"#.into())]);
+    let fake =
+        FakeWechat::answering(vec![(200, r#"{"code_url":"weixin://wxpay/bizpayurl?pr=p4lpSuKzz"}"#.into())]);
     let order = PaymentOrder { description: "茶".repeat(50), ..order(PAYMENT.0) };
     let params = fake.gateway().create(&order).await.unwrap();
     assert_eq!(Value::Object(params), json!({ "code_url": "weixin://wxpay/bizpayurl?pr=p4lpSuKzz" }));
@@ -198,7 +218,8 @@ async fn a_native_payment_is_prepared() {
 
 #[actix_web::test]
 async fn a_known_payer_pays_within_the_page() {
-    let fake = Fake::answering(vec![(200, r#"{"prepay_id":"wx201410272009395522657a690389285100"}"#.into())]);
+    let fake =
+        FakeWechat::answering(vec![(200, r#"{"prepay_id":"wx201410272009395522657a690389285100"}"#.into())]);
     let order = PaymentOrder { payer: Some("oUpF8uMuAJO".to_owned()), ..order(PAYMENT.0) };
     let params = fake.gateway().create(&order).await.unwrap();
     let param = |name: &str| params[name].as_str().unwrap();
@@ -218,7 +239,7 @@ async fn a_known_payer_pays_within_the_page() {
 #[case(PaymentOrder { mode: Some(PaymentMode::Page), ..order(1) })]
 #[actix_web::test]
 async fn what_does_not_fit_is_not_asked(#[case] order: PaymentOrder) {
-    let fake = Fake::answering(vec![(200, "{}".to_owned())]);
+    let fake = FakeWechat::answering(vec![(200, "{}".to_owned())]);
     assert!(matches!(fake.gateway().create(&order).await, Err(GatewayError::Unfit(_))));
     assert!(fake.asked.lock().unwrap().is_empty());
 }
@@ -228,6 +249,7 @@ async fn what_does_not_fit_is_not_asked(#[case] order: PaymentOrder) {
 #[case((200, transaction("REFUND").to_string()), Ok(GatewayState::Refunded(captured())))]
 #[case((200, transaction("NOTPAY").to_string()), Ok(GatewayState::Pending))]
 #[case((200, transaction("USERPAYING").to_string()), Ok(GatewayState::Pending))]
+#[case((200, UNPAID.to_owned()), Ok(GatewayState::Pending))]
 #[case((200, transaction("CLOSED").to_string()), Ok(GatewayState::Closed))]
 #[case((200, transaction("REVOKED").to_string()), Ok(GatewayState::Closed))]
 #[case((200, transaction("PAYERROR").to_string()), Ok(GatewayState::Failed))]
@@ -245,7 +267,7 @@ async fn the_state_of_a_payment_is_asked(
     #[case] answer: (u16, String),
     #[case] state: Result<GatewayState, ()>,
 ) {
-    let fake = Fake::answering(vec![answer]);
+    let fake = FakeWechat::answering(vec![answer]);
     let asked = fake.gateway().query(PAYMENT).await;
     assert!(matches!(asked, Ok(_) | Err(GatewayError::Unclear(_))), "{asked:?}");
     assert_eq!(asked.map_err(|_| ()), state);
@@ -255,7 +277,7 @@ async fn the_state_of_a_payment_is_asked(
 
 #[actix_web::test]
 async fn a_payment_is_closed() {
-    let fake = Fake::answering(vec![(204, String::new())]);
+    let fake = FakeWechat::answering(vec![(204, String::new())]);
     assert_eq!(fake.gateway().close(PAYMENT).await, Ok(Closing::Closed));
     let path = "/v3/pay/transactions/out-trade-no/267432117862400/close";
     let body = r#"{"mchid":"1230000109"}"#;
@@ -269,7 +291,7 @@ async fn a_payment_is_closed() {
 #[case("USERPAYING", Err(()))]
 #[actix_web::test]
 async fn a_close_that_was_refused_is_looked_into(#[case] state: &str, #[case] closing: Result<Closing, ()>) {
-    let fake = Fake::answering(vec![problem(400, "ORDERPAID"), (200, transaction(state).to_string())]);
+    let fake = FakeWechat::answering(vec![problem(400, "ORDERPAID"), (200, transaction(state).to_string())]);
     let closed = fake.gateway().close(PAYMENT).await;
     assert!(matches!(closed, Ok(_) | Err(GatewayError::Unclear(_))), "{closed:?}");
     assert_eq!(closed.map_err(|_| ()), closing);
@@ -283,7 +305,7 @@ async fn a_close_that_was_refused_is_looked_into(#[case] state: &str, #[case] cl
 #[actix_web::test]
 async fn money_goes_back(#[case] status: &str, #[case] state: RefundState) {
     let answer = json!({ "refund_id": "503", "out_refund_no": "9000", "status": status }).to_string();
-    let fake = Fake::answering(vec![(200, answer)]);
+    let fake = FakeWechat::answering(vec![(200, answer)]);
     let order = RefundOrder { reason: "r".repeat(100), ..refund(9000, PAYMENT.0, 234) };
     assert_eq!(fake.gateway().refund(&order).await, Ok(state.clone()));
     let (_, path, body) = fake.asked(0);
@@ -304,7 +326,7 @@ async fn money_goes_back(#[case] status: &str, #[case] state: RefundState) {
 
 #[actix_web::test]
 async fn a_refund_may_be_refused_or_not_known() {
-    let fake = Fake::answering(vec![problem(403, "NOT_ENOUGH"), problem(404, "RESOURCE_NOT_EXISTS")]);
+    let fake = FakeWechat::answering(vec![problem(403, "NOT_ENOUGH"), problem(404, "RESOURCE_NOT_EXISTS")]);
     let refused = fake.gateway().refund(&refund(9000, PAYMENT.0, 234)).await;
     assert_eq!(
         refused,
@@ -317,7 +339,7 @@ async fn a_refund_may_be_refused_or_not_known() {
 #[actix_web::test]
 async fn an_answer_that_is_not_clear_is_no_failure() {
     for fault in Fault::ALL {
-        let fake = Fake::with(vec![(200, transaction("SUCCESS").to_string())], Some(fault));
+        let fake = FakeWechat::with(vec![(200, transaction("SUCCESS").to_string())], Some(fault));
         let gateway = fake.gateway();
         let query = gateway.query(PAYMENT).await;
         assert!(matches!(query, Err(GatewayError::Unclear(_))), "{fault:?}: {query:?}");
@@ -352,7 +374,7 @@ fn bill(hash: &str) -> (u16, String) {
 #[actix_web::test]
 async fn a_statement_lists_what_moved() {
     let file = format!("\u{feff}{HEADER}\r\n{PAID_LINE}\r\n{REFUND_LINE}\r\n{OTHER_LINE}\r\n{TOTALS}");
-    let fake = Fake::answering(vec![bill(&sha1(&file)), (200, file.clone())]);
+    let fake = FakeWechat::answering(vec![bill(&sha1(&file)), (200, file.clone())]);
     let day = "2026-06-01".parse().unwrap();
     let lines = fake.gateway().statement(day).await.unwrap().unwrap();
     let line = |payment_id, transaction_id: &str, movement, time| StatementLine {
@@ -377,11 +399,11 @@ async fn a_statement_lists_what_moved() {
 
     for broken in [file.replace("12.34", "12.345"), file.replace("`wx0,", ""), file.replace("交易状态", "x")]
     {
-        let fake = Fake::answering(vec![bill(&sha1(&broken)), (200, broken)]);
+        let fake = FakeWechat::answering(vec![bill(&sha1(&broken)), (200, broken)]);
         assert!(matches!(fake.gateway().statement(day).await, Err(GatewayError::Unclear(_))));
     }
-    let fake = Fake::answering(vec![bill(&sha1("another file")), (200, file)]);
+    let fake = FakeWechat::answering(vec![bill(&sha1("another file")), (200, file)]);
     assert!(matches!(fake.gateway().statement(day).await, Err(GatewayError::Unclear(_))));
-    let fake = Fake::answering(vec![problem(400, "NO_STATEMENT_EXIST")]);
+    let fake = FakeWechat::answering(vec![problem(400, "NO_STATEMENT_EXIST")]);
     assert_eq!(fake.gateway().statement(day).await, Ok(Some(Vec::new())));
 }

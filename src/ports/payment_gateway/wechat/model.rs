@@ -1,8 +1,9 @@
 //! What WeChat Pay says, in its own words, and what that means.
 
-use chrono::{DateTime, FixedOffset, Utc};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
+use super::super::yuan::cny;
 use super::super::{Capture, GatewayState, RefundState};
 use crate::money::Currency;
 
@@ -19,15 +20,16 @@ pub(super) struct Prepaid {
     pub(super) prepay_id: String,
 }
 
+/// Of a payment that was not made, only the numbers and the state are certain to be there.
 #[derive(Debug, Deserialize)]
 pub(super) struct Transaction {
-    appid: String,
+    appid: Option<String>,
     mchid: String,
     pub(super) out_trade_no: String,
     transaction_id: Option<String>,
     trade_state: String,
     pub(super) trade_state_desc: Option<String>,
-    success_time: Option<DateTime<FixedOffset>>,
+    success_time: Option<String>,
     payer: Option<Payer>,
     amount: Option<Amount>,
 }
@@ -39,14 +41,14 @@ struct Payer {
 
 #[derive(Debug, Deserialize)]
 struct Amount {
-    total: i64,
-    currency: Currency,
+    total: Option<i64>,
+    currency: Option<Currency>,
 }
 
 impl Transaction {
     /// Whether it is about the merchant's own money.
     pub(super) fn is_of(&self, app_id: &str, mch_id: &str) -> bool {
-        self.appid == app_id && self.mchid == mch_id
+        self.appid.as_ref().is_none_or(|known| known == app_id) && self.mchid == mch_id
     }
 
     /// Where the payment stands; an error says what makes no sense.
@@ -64,13 +66,16 @@ impl Transaction {
     fn capture(&self) -> Result<Capture, String> {
         let missing = |member: &str| format!("paid, without {member}");
         let amount = self.amount.as_ref().ok_or_else(|| missing("amount"))?;
-        let paid_at = self.success_time.ok_or_else(|| missing("success_time"))?;
+        let paid_at = self.success_time.as_deref().and_then(|time| DateTime::parse_from_rfc3339(time).ok());
         Ok(Capture {
             transaction_id: self.transaction_id.clone().ok_or_else(|| missing("transaction_id"))?,
-            amount_minor: amount.total,
-            currency: amount.currency,
+            amount_minor: amount.total.ok_or_else(|| missing("amount.total"))?,
+            currency: match amount.currency {
+                Some(currency) => currency,
+                None => cny().map_err(|error| error.to_string())?,
+            },
             payer: self.payer.as_ref().and_then(|payer| payer.openid.clone()),
-            paid_at: paid_at.with_timezone(&Utc),
+            paid_at: paid_at.ok_or_else(|| missing("success_time"))?.with_timezone(&Utc),
         })
     }
 }

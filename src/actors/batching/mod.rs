@@ -12,6 +12,8 @@ mod ask;
 mod batcher;
 pub mod intake;
 pub mod load;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::{Debug, Display};
 use std::hash::Hash;

@@ -19,6 +19,8 @@ use tracing::info;
 
 use crate::activity::ActivityService;
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
+use crate::catalog::reconcile::GoodsAgainstLedger;
+use crate::catalog::{self, CartService, CatalogService};
 use crate::cluster::{Cluster, ClusterError, Membership};
 use crate::config::{BusConfig, Config, ServerRole};
 use crate::coupon::{self, CouponService};
@@ -190,6 +192,7 @@ impl Ground {
             Box::new(TotalAgainstBlocks(db.clone())),
             Box::new(BlocksAgainstTakes(db.clone())),
             Box::new(ProjectionAgainstBlocks(db.clone())),
+            Box::new(GoodsAgainstLedger(db.clone())),
             Box::new(CommittedAgainstSent(db.clone())),
             Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &groups)),
             Box::new(AccountsAgainstEntries(db.clone())),
@@ -208,6 +211,7 @@ impl Ground {
         let ledger = self.ledger(config);
         Groups::new(vec![
             stock::projection::group(),
+            catalog::returns::group(self.cluster.ids().clone(), clock.clone()),
             coupon::groups::orders(self.cluster.ids().clone(), clock.clone()),
             wallet::groups::balances(ledger.clone(), clock.clone()),
             wallet::groups::points(ledger, clock.clone(), config.shop.points_per_major),
@@ -266,6 +270,7 @@ pub struct Running {
     messaging: JoinSet<()>,
     bus: Arc<dyn EventBus>,
     stock: StockService,
+    catalog: CatalogService,
     /// What keeps memory in step with the database; ends when dropped.
     upkeep: JoinSet<()>,
     ground: Ground,
@@ -285,7 +290,10 @@ impl App {
             true => first_operator(&identity).await?,
             false => None,
         };
-        let stock = StockService::new(db.clone(), cluster.clone(), clock.clone(), stock_settings(&config));
+        let stock = StockService::new(db.clone(), cluster.clone(), clock.clone(), batch_settings(&config));
+        let (ids, currency) = (cluster.ids().clone(), config.shop.currency);
+        let catalog = CatalogService::new(db.clone(), ids, clock.clone(), currency, batch_settings(&config));
+        let carts = CartService::new(db.clone(), clock.clone(), currency);
         let actors = stock.clone();
         let on_change = Arc::new(move |activity| actors.activity_changed(activity));
         let activities = ActivityService::new(db.clone(), clock.clone(), cluster.ids().clone(), on_change);
@@ -325,6 +333,7 @@ impl App {
         let readiness = Readiness::new(checks(db, cluster));
         let (tokens, identity) = (Data::new(tokens.tokens().clone()), Data::new(identity));
         let (activities, takes, jobs) = (Data::new(activities), Data::new(stock.clone()), Data::new(jobs));
+        let (goods, carts) = (Data::new(catalog.clone()), Data::new(carts));
         let wallets = Data::new(WalletService::new(db.clone(), clock.clone(), ground.ledger(&config)));
         let coupons = Data::new(ground.coupons(&config, &clock));
         let reconciliation = Data::new(ground.reconciliation(&config, &clock));
@@ -336,6 +345,8 @@ impl App {
                 .app_data(identity.clone())
                 .app_data(activities.clone())
                 .app_data(takes.clone())
+                .app_data(goods.clone())
+                .app_data(carts.clone())
                 .app_data(wallets.clone())
                 .app_data(coupons.clone())
                 .app_data(reconciliation.clone())
@@ -363,6 +374,7 @@ impl App {
             messaging,
             bus,
             stock,
+            catalog,
             upkeep,
             ground,
         })
@@ -384,6 +396,7 @@ impl Running {
         self.stop_jobs.cancel();
         let _ = self.jobs.await;
         self.stock.stop().await;
+        self.catalog.stop().await;
         // Last: what the actors committed until now leaves as far as it can at once.
         self.stop_messaging.cancel();
         while self.messaging.join_next().await.is_some() {}
@@ -432,7 +445,7 @@ fn checks(db: &Database, cluster: &Cluster) -> Vec<(&'static str, Check)> {
     vec![("database", database), ("node_number", node_number)]
 }
 
-fn stock_settings(config: &Config) -> BatchSettings {
+fn batch_settings(config: &Config) -> BatchSettings {
     let stock = &config.stock;
     BatchSettings {
         max_batch: stock.max_batch,

@@ -68,6 +68,7 @@ codes! {
     OrderNotCancellable = "order_not_cancellable", 409, false, "The order cannot be cancelled any more";
     OrderNotRefundable = "order_not_refundable", 409, false, "There is nothing to be refunded";
     AlreadyRefunded = "already_refunded", 409, false, "The money went back already";
+    CartFull = "cart_full", 409, false, "The cart holds as many different goods as it may";
     CouponUnusable = "coupon_unusable", 409, false, "The coupon cannot be used for this";
     BalanceInsufficient = "balance_insufficient", 409, false, "The balance does not cover this";
     DeadLetterUnreadable = "dead_letter_unreadable", 409, false, "The message cannot be read, now as then";

@@ -6,6 +6,7 @@
 pub mod activity; // campaigns: what is on offer, when, to whom, how many each
 pub mod actors; // actors that come and go, found by key
 pub mod app; // the only place that wires: start and stop order
+pub mod catalog; // goods with a price and a quantity, and carts
 pub mod cli; // arguments, exit codes
 pub mod cluster; // this node's number, leased in the database
 pub mod config; // settings in layers; default.toml explains every key

@@ -5,7 +5,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpRequest, HttpResponse, get, patch, post};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
@@ -15,7 +15,7 @@ use super::service::{ActivityError, ActivityService, Actor};
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, Page, PathId, Staff, Validate, answered,
-    request_key,
+    present, request_key,
 };
 use crate::identity::Caller;
 use crate::ids::ActivityId;
@@ -300,9 +300,4 @@ fn listing(query: &ListQuery<ActivityFilter>) -> Listing {
 
 fn list(query: &ListQuery<ActivityFilter>, found: Vec<ActivityView>) -> List<ActivityView> {
     query.page.list(found, |activity| activity.id.0, |activity| activity)
-}
-
-/// A member that is given, be it null: left out, it is `None` by default.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }

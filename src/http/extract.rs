@@ -15,8 +15,8 @@ use actix_web::web::{Bytes, BytesMut, Data};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
 use futures_util::future::{Either, LocalBoxFuture};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::{IntoParams, ToSchema};
@@ -39,6 +39,13 @@ pub struct BodyDeadline(pub Duration);
 pub trait Validate {
     /// Names every member that is not acceptable.
     fn validate(&self, errors: &mut Vec<FieldError>);
+}
+
+/// A member that is given, be it null: left out, it is `None` by default.
+pub fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// The body of a request that needs no members.

@@ -46,7 +46,7 @@ pub use answer::answered;
 pub use auth::{Operator, SignIn, Staff};
 pub use extract::{
     BODY_LIMIT, BodyDeadline, IdempotencyKey, JsonBody, NoMembers, OptionalBody, PathId, PathName, Reason,
-    Validate, request_key, validate_reason,
+    Validate, present, request_key, validate_reason,
 };
 pub use health::{Check, Readiness, ReadinessReport};
 pub use limit::{RateLimitSettings, RateLimits};

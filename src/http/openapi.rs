@@ -30,6 +30,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "sessions", description = "Who is calling"),
         (name = "activities", description = "What is on offer, when and to whom"),
         (name = "takes", description = "Drawing a token from the drum"),
+        (name = "shop", description = "Goods with a price and a quantity, and what users are about to order"),
         (name = "wallet", description = "Balances and what changed them"),
         (name = "coupons", description = "What takes something off an order"),
         (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),

@@ -7,6 +7,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{health, openapi, problem};
 use crate::activity::api as activity;
+use crate::catalog::{api as goods, cart_api as cart};
 use crate::coupon::api as coupon;
 use crate::identity::api as identity;
 use crate::jobs::api as jobs;
@@ -22,6 +23,11 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(activity::show)
         .service(activity::list_shown)
         .service(stock::my_takes)
+        .service(goods::show)
+        .service(goods::list_shown)
+        .service(cart::show)
+        .service(cart::put)
+        .service(cart::remove)
         .service(identity::sign_in)
         .service(identity::sign_out)
         .service(identity::me)
@@ -38,6 +44,11 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(wallet::entries)
         .service(coupon::give)
         .service(coupon::void)
+        .service(goods::get)
+        .service(goods::list_all)
+        .service(goods::create)
+        .service(goods::edit)
+        .service(goods::adjust_stock)
         .service(jobs::list)
         .service(jobs::edit)
         .service(jobs::start)

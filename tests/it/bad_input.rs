@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use entities::{activity, idempotency, outbox, stock_adjustment, take, token_block, users};
+use entities::{
+    activity, cart_item, goods, goods_ledger, idempotency, outbox, stock_adjustment, take, token_block, users,
+};
 use reqwest::Method;
 use sea_orm::{EntityTrait, QueryOrder};
 use serde_json::{Value, json};
@@ -30,6 +32,9 @@ struct Snapshot {
     blocks: Vec<token_block::Model>,
     takes: Vec<take::Model>,
     adjustments: Vec<stock_adjustment::Model>,
+    goods: Vec<goods::Model>,
+    goods_ledger: Vec<goods_ledger::Model>,
+    carts: Vec<cart_item::Model>,
     outbox: Vec<outbox::Model>,
     kept_answers: Vec<idempotency::Model>,
 }
@@ -50,6 +55,9 @@ impl Snapshot {
             blocks: all!(token_block).all(&connection).await.unwrap(),
             takes: all!(take).all(&connection).await.unwrap(),
             adjustments: all!(stock_adjustment).all(&connection).await.unwrap(),
+            goods: all!(goods).all(&connection).await.unwrap(),
+            goods_ledger: all!(goods_ledger).all(&connection).await.unwrap(),
+            carts: cart_item::Entity::find().all(&connection).await.unwrap(),
             outbox: outbox.into_iter().map(|row| outbox::Model { sent_at: None, ..row }).collect(),
             kept_answers: all!(idempotency).all(&connection).await.unwrap(),
         };
@@ -59,19 +67,19 @@ impl Snapshot {
 }
 
 /// Status, code, and the pointer to the member at fault.
-type Refusal<'a> = (u16, &'a str, Option<&'a str>);
+pub(crate) type Refusal<'a> = (u16, &'a str, Option<&'a str>);
 
 /// It is not JSON at all.
-const MALFORMED: Refusal<'_> = (400, "malformed_request", None);
+pub(crate) const MALFORMED: Refusal<'_> = (400, "malformed_request", None);
 const TOO_LARGE: Refusal<'_> = (413, "body_too_large", None);
 
 /// The member at `pointer` is not acceptable.
-const fn invalid(pointer: &str) -> Refusal<'_> {
+pub(crate) const fn invalid(pointer: &str) -> Refusal<'_> {
     (422, "validation_failed", Some(pointer))
 }
 
 /// Bodies that no route with a required body of JSON accepts, and how each is refused.
-fn never_acceptable() -> Vec<(Vec<u8>, Refusal<'static>)> {
+pub(crate) fn never_acceptable() -> Vec<(Vec<u8>, Refusal<'static>)> {
     vec![
         (b"".to_vec(), MALFORMED),
         (b"{".to_vec(), MALFORMED),
@@ -90,7 +98,7 @@ fn never_acceptable() -> Vec<(Vec<u8>, Refusal<'static>)> {
 }
 
 /// Sends each body and checks how it is refused; nothing may have changed in the end.
-async fn all_are_refused<'a>(
+pub(crate) async fn all_are_refused<'a>(
     app: &TestApp,
     client: &Client,
     method: Method,
@@ -120,7 +128,7 @@ fn is_refused(answer: Answer, (status, code, pointer): Refusal<'_>, what: &str) 
 }
 
 /// `base` with one member replaced by JSON text of any kind.
-fn with(base: &Value, member: &str, text: &str) -> Vec<u8> {
+pub(crate) fn with(base: &Value, member: &str, text: &str) -> Vec<u8> {
     let mut members: Vec<String> = base
         .as_object()
         .unwrap()
@@ -132,7 +140,7 @@ fn with(base: &Value, member: &str, text: &str) -> Vec<u8> {
     format!("{{{}}}", members.join(",")).into_bytes()
 }
 
-fn without(base: &Value, member: &str) -> Vec<u8> {
+pub(crate) fn without(base: &Value, member: &str) -> Vec<u8> {
     let mut base = base.clone();
     base.as_object_mut().unwrap().remove(member);
     base.to_string().into_bytes()

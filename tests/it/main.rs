@@ -4,6 +4,7 @@
 mod activities;
 mod bad_input;
 mod bus;
+mod catalog;
 mod coupons;
 mod dead_letters;
 mod docker;

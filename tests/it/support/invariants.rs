@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use entities::{activity, idempotency, outbox, take, token_block};
+use entities::{activity, goods, goods_ledger, idempotency, outbox, take, token_block};
 use sea_orm::{DatabaseConnection, EntityTrait, QueryOrder};
 use serde_json::Value;
 
@@ -30,7 +30,36 @@ pub(crate) async fn check(connection: &DatabaseConnection) {
         each_take_has_its_event(&takes, &mut events);
     }
     assert!(takes.is_empty(), "takes of no activity");
+    goods_are_their_ledger(connection).await;
     kept_answers_are_effects(connection).await;
+}
+
+/// Each goods' units are what its ledger adds up to, and nothing came back that was not sold.
+async fn goods_are_their_ledger(connection: &DatabaseConnection) {
+    let mut ledgers: HashMap<i64, Vec<goods_ledger::Model>> = HashMap::new();
+    for entry in goods_ledger::Entity::find().all(connection).await.unwrap() {
+        ledgers.entry(entry.goods_id).or_default().push(entry);
+    }
+    for goods in goods::Entity::find().all(connection).await.unwrap() {
+        let ledger = ledgers.remove(&goods.id).unwrap_or_default();
+        let sum = |kinds: &[&str]| -> i32 {
+            let entries = ledger.iter().filter(|entry| kinds.contains(&entry.kind.as_str()));
+            entries.map(|entry| entry.quantity).sum()
+        };
+        let total = sum(&["opening", "adjustment"]);
+        let available = total + sum(&["sale", "return"]);
+        assert_eq!((goods.stock_total, goods.available), (total, available), "{goods:?}");
+        assert!((0..=total).contains(&available), "{goods:?}");
+        let of_kind = |kind: &str| -> BTreeMap<i64, i32> {
+            let entries = ledger.iter().filter(|entry| entry.kind == kind);
+            entries.map(|entry| (entry.reference_id, entry.quantity)).collect()
+        };
+        let sales = of_kind("sale");
+        for (order, quantity) in of_kind("return") {
+            assert_eq!(sales.get(&order), Some(&-quantity), "what order {order} gave back");
+        }
+    }
+    assert!(ledgers.is_empty(), "a ledger of no goods");
 }
 
 /// The blocks part the tokens without gap or overlap, and those on offer are as many as the stock.

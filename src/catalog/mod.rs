@@ -1,0 +1,25 @@
+//! What the shop sells: goods with a price and a quantity, and each user's cart.
+//!
+//! A goods' stock is a number, and a [`ledger`] that says what moved it: the opening, sales, returns, adjustments. The
+//! number is the ledger's sum, in every commit; one row per order and kind makes each sale and each return happen once
+//! (STK-8, STK-9). Sales are batched by an actor per goods ([`engine`]): many orders, one guarded update. A sale counts
+//! only while its order is a draft, so it cannot happen behind the order's back; what a cancelled or refunded order
+//! held comes back by its event ([`returns`]).
+
+pub mod api;
+pub mod cart;
+pub mod cart_api;
+mod engine;
+pub mod ledger;
+pub mod model;
+pub mod reconcile;
+pub mod returns;
+mod sale;
+pub mod service;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use cart::CartService;
+pub use model::{Goods, ReserveError};
+pub use service::CatalogService;

@@ -1,4 +1,4 @@
-//! What moved the quantity of a goods: a sale, its return, an adjustment.
+//! What moved the quantity of goods: a sale, its return, an adjustment.
 
 use sea_orm::entity::prelude::*;
 

@@ -16,12 +16,12 @@ use crate::messaging::outbox::serialize_rfc3339;
 use crate::money::Currency;
 use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
 
-/// Different goods that one cart holds.
+/// Kinds of goods that one cart holds.
 pub const MOST_ITEMS: u64 = 100;
-/// Units of one goods in a cart.
+/// Units of each in a cart.
 pub const MOST_UNITS: i32 = 999;
 
-/// Some goods in a cart, as they are now.
+/// Goods in a cart, as they are now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CartItem {
     pub goods_id: GoodsId,
@@ -142,7 +142,7 @@ async fn put(tx: &Tx, now: Timestamp, user: UserId, goods: GoodsId, quantity: i3
     Ok(())
 }
 
-/// What is in the user's cart, or `only` some goods of it.
+/// What is in the user's cart, or `only` these goods of it.
 async fn items(
     connection: &impl ConnectionTrait,
     currency: Currency,

@@ -1,4 +1,4 @@
-//! Sells one goods to orders, batch after batch.
+//! Sells one kind of goods to orders, batch after batch.
 //!
 //! It keeps nothing in memory but a hint: every batch locks the goods and decides by what the database says, so other
 //! nodes, returns and adjustments need not be told of. A batch whose outcome is unknown is tried again until it is
@@ -26,11 +26,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long "nothing is left" is repeated from memory.
 const HINT_LIFE: Duration = Duration::from_millis(500);
 
-/// The stock of some goods changed elsewhere.
+/// The stock of the goods was changed from outside.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Changed;
 
-/// What is known of one goods' stock without asking its actor.
+/// What is known of the stock without asking the actor.
 #[derive(Debug, Default)]
 pub(super) struct Hints(Mutex<Known>);
 

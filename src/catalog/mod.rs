@@ -1,10 +1,10 @@
 //! What the shop sells: goods with a price and a quantity, and each user's cart.
 //!
-//! A goods' stock is a number, and a [`ledger`] that says what moved it: the opening, sales, returns, adjustments. The
-//! number is the ledger's sum, in every commit; one row per order and kind makes each sale and each return happen once
-//! (STK-8, STK-9). Sales are batched by an actor per goods ([`engine`]): many orders, one guarded update. A sale counts
-//! only while its order is a draft, so it cannot happen behind the order's back; what a cancelled or refunded order
-//! held comes back by its event ([`returns`]).
+//! Stock is a number, and a [`ledger`] that says what moved it: the opening, sales, returns, adjustments. The number is
+//! the ledger's sum, in every commit; one row per order and kind makes each sale and each return happen once (STK-8,
+//! STK-9). Each kind of goods has an actor that sells it ([`engine`]): many orders, one guarded update. Only drafts get
+//! units, so nothing happens behind an order's back; what a cancelled or refunded order held comes back by its event
+//! ([`returns`]).
 
 pub mod api;
 pub mod cart;

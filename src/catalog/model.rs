@@ -38,7 +38,7 @@ pub enum Invalid {
     Stock,
 }
 
-/// What people call a goods.
+/// What people call the goods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name(String);
 
@@ -58,7 +58,7 @@ impl Name {
     }
 }
 
-/// What is said about a goods; may be empty.
+/// What is said about the goods; may be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Description(String);
 
@@ -110,7 +110,7 @@ pub struct Edit {
     pub state: Option<State>,
 }
 
-/// Something that the shop sells.
+/// A kind of goods that the shop sells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Goods {
     pub id: GoodsId,

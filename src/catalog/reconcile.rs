@@ -10,7 +10,7 @@ use crate::db::{self, Database, DbFault};
 use crate::ids::GoodsId;
 use crate::reconciliation::{Comparison, Found};
 
-/// Each goods' total and free units against what their ledger adds up to.
+/// Total and free units of all goods against what their ledger adds up to.
 #[derive(Debug)]
 pub struct GoodsAgainstLedger(pub Database);
 

@@ -1,10 +1,10 @@
-//! Units go to orders: many orders of one goods in one transaction.
+//! Units go to orders: to many orders in one transaction.
 
 use std::collections::HashMap;
 
 use sea_orm::{ConnectionTrait, DbBackend};
 
-use super::model::ReserveError;
+use super::model::{Goods, ReserveError};
 use super::store;
 use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{DbFault, Tx};
@@ -32,8 +32,9 @@ pub(super) struct Outcomes {
 /// Gives units of `goods` to the orders of `wishes`, in this order; who wants more than is left goes empty, and those
 /// behind who want less do not. An order that has its units keeps them and gets no more.
 ///
-/// The shared lock keeps each order a draft until `tx` ends: it is not given up, and what it holds not returned, before
-/// what it gets here is written.
+/// The goods are locked first: all that writes their ledger does so, hence what it says now stays true. The shared lock
+/// keeps each order a draft until `tx` ends: it is not given up, and what it holds not returned, before what it gets
+/// here is written.
 pub(super) async fn sell(
     tx: &Tx,
     ids: &Ids,
@@ -41,9 +42,9 @@ pub(super) async fn sell(
     goods: GoodsId,
     wishes: &[Wish],
 ) -> Result<Outcomes, DbFault> {
+    let on_sale = store::lock(tx, goods).await?.filter(Goods::is_on_sale);
+    let mut left = on_sale.map(|goods| goods.stock.available);
     let drafts = lock_drafts(tx, goods, wishes).await?;
-    let goods_row = store::lock(tx, goods).await?.filter(super::Goods::is_on_sale);
-    let mut left = goods_row.map(|row| row.stock.available);
     let mut sold: Vec<Wish> = Vec::new();
     let mut by_order = HashMap::with_capacity(wishes.len());
     for wish in wishes {
@@ -68,7 +69,7 @@ pub(super) async fn sell(
     Ok(Outcomes { by_order, left })
 }
 
-/// What a draft holds of the goods.
+/// What a draft has of the goods.
 enum Holds {
     Nothing,
     Units,

@@ -119,12 +119,13 @@ impl CatalogService {
             let (ids, change) = (ids.clone(), change.clone());
             async move { adjust(&tx, &ids, now, change).await }
         });
-        let adjusted = adjusting.await?;
-        if let Answered::Fresh(done) = &adjusted {
+        let adjusted = adjusting.await;
+        // Of unknown outcome: a hint too few does no harm.
+        self.0.actors.tell(goods, Changed);
+        if let Ok(Answered::Fresh(done)) = &adjusted {
             info!(goods.id = %goods, delta = done.delta, reason = done.reason, "Adjusted the stock of goods {goods}");
-            self.0.actors.tell(goods, Changed);
         }
-        Ok(adjusted)
+        adjusted
     }
 
     /// Goods, on sale or not.

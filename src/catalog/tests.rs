@@ -14,12 +14,14 @@ use tokio::runtime::Handle;
 
 use super::model::{Adjustment, CatalogError, Description, Edit, Name, NewGoods, Price, State, Stock};
 use super::reconcile::GoodsAgainstLedger;
-use super::returns::give_back;
+use super::returns::{give_back, group};
 use super::{CatalogService, ReserveError};
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::db::{Database, DatabaseSettings, DbFault};
 use crate::idempotency::Answered;
 use crate::ids::{GoodsId, Ids, OrderId, UserId};
+use crate::messaging::consumer::Effect;
+use crate::messaging::envelope::Envelope;
 use crate::ports::clock::{Clock, ManualClock, Timestamp};
 use crate::reconciliation::Comparison;
 use Engine::{MariaDb, Postgres, Sqlite};
@@ -342,6 +344,44 @@ async fn stock_is_exact_while_two_nodes_sell(#[case] engine: Engine) {
     }
     assert_eq!(story.stock(goods).await.available, 0);
     join(other.stop(), fresh.stop()).await;
+    story.ends().await;
+}
+
+/// what the event says is what the ledger knows, so nothing of it can be misread.
+#[rstest]
+#[case::sqlite(Sqlite)]
+#[case::postgres(Postgres)]
+#[case::mariadb(MariaDb)]
+#[actix_web::test]
+async fn events_of_orders_bring_units_back(#[case] engine: Engine) {
+    const CANCELLED: &str = include_str!("../../tests/fixtures/events/order.cancelled.v1.json");
+    const REFUNDED: &str = include_str!("../../tests/fixtures/events/order.refunded.v1.json");
+    const ORDER: &str = "117546623994691586";
+    let Some(story) = Story::begin(engine).await else { return };
+    let Effect::Inside(handler) = group(story.ids.clone(), story.clock.clone()).effect else {
+        unreachable!()
+    };
+    let goods = story.goods(10).await;
+    let orders = story.orders(3).await;
+    for order in &orders {
+        story.catalog.reserve(*order, goods, 2).await.unwrap();
+    }
+    let events = [
+        CANCELLED.replace(ORDER, &orders[0].to_string()),
+        REFUNDED.replace(ORDER, &orders[1].to_string()).replace("\"shipped\": true", "\"shipped\": false"),
+        // These goods have left.
+        REFUNDED.replace(ORDER, &orders[2].to_string()),
+    ];
+    let events = events.map(|event| Envelope::parse(event.as_bytes()).unwrap());
+    for _ in 0..2 {
+        let (handler, events) = (handler.clone(), events.clone());
+        let applying = story.db.transaction(move |tx| {
+            let (handler, events) = (handler.clone(), events.clone());
+            async move { handler.apply(&tx, &events).await }
+        });
+        applying.await.unwrap();
+    }
+    assert_eq!(story.stock(goods).await, Stock { total: 10, available: 8 });
     story.ends().await;
 }
 

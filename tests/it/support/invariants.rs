@@ -34,7 +34,7 @@ pub(crate) async fn check(connection: &DatabaseConnection) {
     kept_answers_are_effects(connection).await;
 }
 
-/// Each goods' units are what its ledger adds up to, and nothing came back that was not sold.
+/// The units of goods are what their ledger adds up to, and nothing came back that was not sold.
 async fn goods_are_their_ledger(connection: &DatabaseConnection) {
     let mut ledgers: HashMap<i64, Vec<goods_ledger::Model>> = HashMap::new();
     for entry in goods_ledger::Entity::find().all(connection).await.unwrap() {

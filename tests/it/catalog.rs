@@ -46,7 +46,7 @@ async fn goods_are_created_and_shown(app: &TestApp) {
     let mut body = tea();
     body["description"] = json!("Green.\nFrom the hills \u{1f343}");
     let created = operator.post("/admin/goods", body).await.is(201);
-    let at = START.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true);
+    let at = START.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
     assert_eq!(
         created,
         json!({

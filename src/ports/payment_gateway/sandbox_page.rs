@@ -6,6 +6,7 @@ use super::sandbox::PayChoice;
 /// The page for `order`; `done` is what was chosen and told to the shop.
 pub fn page(order: &PaymentOrder, done: Option<PayChoice>) -> String {
     let PaymentOrder { payment_id, amount_minor, currency, .. } = order;
+    let amount = currency.amount(*amount_minor);
     let description = escaped(&order.description);
     let rest = done.map_or_else(form, |choice| format!("<p role=\"status\">{}</p>", said(choice)));
     format!(
@@ -13,7 +14,7 @@ pub fn page(order: &PaymentOrder, done: Option<PayChoice>) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <title>Sandbox payment {payment_id}</title></head>\n<body><main><h1>Sandbox</h1>\
          <p>No money moves here.</p>\n<dl><dt>For</dt><dd>{description}</dd>\
-         <dt>Amount</dt><dd>{amount_minor} minor units of {currency}</dd>\
+         <dt>Amount</dt><dd>{amount}</dd>\
          <dt>Payment</dt><dd>{payment_id}</dd></dl>\n{rest}\n</main></body></html>\n"
     )
 }

@@ -155,6 +155,7 @@ async fn a_failure_is_told_and_the_customer_may_try_again() {
 #[test]
 fn the_page_offers_every_choice_and_escapes_what_it_shows() {
     let shown = page(&order(7), None);
+    assert!(shown.contains("<dd>CNY 12.34</dd>"), "{shown}");
     assert!(shown.contains("Tea &amp; &lt;b&gt;cups&lt;/b&gt;") && !shown.contains("<b>"), "{shown}");
     for choice in PayChoice::ALL {
         assert!(shown.contains(&format!("value=\"{choice}\"")), "{shown}");

@@ -319,20 +319,22 @@ impl Command {
             Self::Reconcile { apply } => {
                 let config = sources.load()?.config;
                 beside_the_server(&config, async |ground, clock| {
-                    reconcile(&ground.reconciliation(&config, clock), apply).await
+                    let modules = app::modules_for_command(ground, &config, clock)?;
+                    reconcile(&modules.reconciliation(ground), apply).await
                 })
             }
             Self::Job(command) => {
                 let config = sources.load()?.config;
                 beside_the_server(&config, async |ground, clock| {
-                    command.run(&ground.jobs_for_command(&config, clock)).await
+                    let modules = app::modules_for_command(ground, &config, clock)?;
+                    command.run(&modules.jobs(ground)).await
                 })
             }
             Self::DeadLetter(command) => {
                 let config = sources.load()?.config;
                 beside_the_server(&config, async |ground, clock| {
-                    let jobs = ground.jobs_for_command(&config, clock);
-                    command.run(&ground.dead_letters(&config, clock), &jobs).await
+                    let modules = app::modules_for_command(ground, &config, clock)?;
+                    command.run(&modules.dead_letters(ground), &modules.jobs(ground)).await
                 })
             }
             Self::Config(command) => command.run(sources),

@@ -33,6 +33,9 @@ use crate::stock::engine::MAX_BATCH;
 /// The embedded defaults, which explain every key.
 pub const DEFAULTS: &str = include_str!("default.toml");
 
+/// The longest time an order may wait for anything: a year.
+const LONGEST_TIMEOUT: Duration = Duration::from_hours(365 * 24);
+
 /// What our variables begin with.
 const PREFIX: &str = "TOMBOLA__";
 
@@ -206,7 +209,9 @@ pub struct JobSchedules {
     pub coupon_expiry: Schedule,
     pub dead_letter_replay: Schedule,
     pub log_trimming: Schedule,
+    pub order_deadlines: Schedule,
     pub outbox_sweep: Schedule,
+    pub payment_queries: Schedule,
     pub reconciliation: Schedule,
 }
 
@@ -358,6 +363,9 @@ impl Config {
         let positive = |time: Duration| time.is_zero().then(|| "must be more than 0".to_owned());
         let amount =
             |minor: i64| (!(0..=MOST_MINOR).contains(&minor)).then(|| format!("must be 0 to {MOST_MINOR}"));
+        let too_long = |time: Duration| {
+            (time > LONGEST_TIMEOUT).then(|| format!("must be at most {}", LONGEST_TIMEOUT.as_secs()))
+        };
         let checks = [
             ("database.url", url.map(|error| error.to_string())),
             ("database.connections", at_least_one(database.connections as usize)),
@@ -410,8 +418,14 @@ impl Config {
                 "shop.points_per_major",
                 (!(0..=1000).contains(&shop.points_per_major)).then(|| "must be 0 to 1000".to_owned()),
             ),
-            ("order.payment_timeout_s", positive(order.payment_timeout)),
-            ("order.draft_timeout_s", positive(order.draft_timeout)),
+            (
+                "order.payment_timeout_s",
+                positive(order.payment_timeout).or_else(|| too_long(order.payment_timeout)),
+            ),
+            (
+                "order.draft_timeout_s",
+                positive(order.draft_timeout).or_else(|| too_long(order.draft_timeout)),
+            ),
             ("log.level", level.map(|error| error.to_string())),
         ];
         let found = checks.into_iter().find_map(|(key, problem)| Some((key, problem?)));

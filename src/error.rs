@@ -71,6 +71,7 @@ codes! {
     CartFull = "cart_full", 409, false, "The cart holds as many different goods as it may";
     CouponUnusable = "coupon_unusable", 409, false, "The coupon cannot be used for this";
     BalanceInsufficient = "balance_insufficient", 409, false, "The balance does not cover this";
+    GatewayRefused = "gateway_refused", 409, false, "The payment gateway refused";
     DeadLetterUnreadable = "dead_letter_unreadable", 409, false, "The message cannot be read, now as then";
     ConsumerGroupUnknown = "consumer_group_unknown", 409, false, "No consumer group has this name any more";
     IdempotencyInProgress = "idempotency_in_progress", 409, true, "The first request with this key is still running";

@@ -17,6 +17,9 @@ pub struct Model {
     /// Set while no token is free, so that the sell-out is announced once.
     pub sold_out_at: Option<i64>,
     /// Raised by every change; each batch of takes fences on it.
+    /// Of a flash sale.
+    pub goods_id: Option<i64>,
+    pub sale_price_minor: Option<i64>,
     pub version: i64,
     pub created_by: i64,
     pub created_at: i64,

@@ -10,7 +10,7 @@ use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use super::machine::{Event, State};
-use super::model::{ActivityView, Count, Draft, Edit, Invalid, Kind, Listing, Name, Window};
+use super::model::{ActivityView, Count, Draft, Edit, Invalid, Kind, Listing, Name, Sale, Window};
 use super::service::{ActivityError, ActivityService, Actor};
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
@@ -18,7 +18,7 @@ use crate::http::{
     present, request_key,
 };
 use crate::identity::Caller;
-use crate::ids::ActivityId;
+use crate::ids::{ActivityId, GoodsId};
 use crate::refusals;
 
 refusals!(ChangeRefusals: TransitionNotAllowed);
@@ -39,6 +39,13 @@ pub struct NewActivity {
     #[serde(default)]
     #[schema(minimum = 1, maximum = 2_147_483_647)]
     take_limit_per_user: Option<i64>,
+    /// The goods that a flash sale is about, if any.
+    #[serde(default)]
+    goods_id: Option<GoodsId>,
+    /// What one unit costs in a flash sale; other kinds have no price.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000_000_000_i64)]
+    sale_price_minor: Option<i64>,
 }
 
 /// What to change about an activity; what is left out stays as it is.
@@ -65,6 +72,12 @@ pub struct ActivityEdit {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<i64>, minimum = 1, maximum = 2_147_483_647)]
     take_limit_per_user: Option<Option<i64>>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<GoodsId>)]
+    goods_id: Option<Option<GoodsId>>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<i64>, minimum = 1, maximum = 1_000_000_000_000_i64)]
+    sale_price_minor: Option<Option<i64>>,
 }
 
 /// What to do to an activity.
@@ -185,13 +198,14 @@ impl NewActivity {
     fn draft(&self) -> Result<Draft, Vec<FieldError>> {
         let mut check = Check::default();
         let name = check.value("/name", Name::parse(self.name.clone()));
-        let kind = check.value("/kind", self.kind.offered());
+        let sale =
+            check.value("/sale_price_minor", Sale::of(self.kind, self.goods_id, self.sale_price_minor));
         let window = check.window(Window::new(self.starts_at, self.ends_at));
         let stock_total = check.value("/stock_total", Count::parse(self.stock_total));
         let take_limit_per_user = check.limit(self.take_limit_per_user);
-        match (name, kind, window, stock_total, take_limit_per_user) {
-            (Some(name), Some(kind), Some(window), Some(stock_total), Some(take_limit_per_user)) => {
-                Ok(Draft { name, kind, window, stock_total, take_limit_per_user })
+        match (name, sale, window, stock_total, take_limit_per_user) {
+            (Some(name), Some(sale), Some(window), Some(stock_total), Some(take_limit_per_user)) => {
+                Ok(Draft { name, kind: self.kind, window, stock_total, take_limit_per_user, sale })
             }
             _ => Err(check.errors),
         }
@@ -203,7 +217,9 @@ impl ActivityEdit {
         let mut check = Check::default();
         let parsed = Edit {
             name: self.name.clone().and_then(|name| check.value("/name", Name::parse(name))),
-            kind: self.kind.and_then(|kind| check.value("/kind", kind.offered())),
+            kind: self.kind,
+            goods_id: self.goods_id,
+            sale_price_minor: self.sale_price_minor,
             starts_at: self.starts_at,
             ends_at: self.ends_at,
             stock_total: self.stock_total.and_then(|total| check.value("/stock_total", Count::parse(total))),
@@ -261,7 +277,8 @@ fn pointer(invalid: Invalid) -> &'static str {
         Invalid::Count => "/stock_total",
         Invalid::StartsAt => "/starts_at",
         Invalid::EndsAt | Invalid::Over => "/ends_at",
-        Invalid::FlashSale => "/kind",
+        Invalid::SalePrice | Invalid::NoSale => "/sale_price_minor",
+        Invalid::Goods => "/goods_id",
     }
 }
 

@@ -6,7 +6,8 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use super::machine::{Event, State};
-use crate::ids::{ActivityId, UserId};
+use crate::ids::{ActivityId, GoodsId, UserId};
+use crate::money::{Currency, MOST_MINOR};
 use crate::ports::clock::Timestamp;
 use crate::words::words;
 
@@ -19,12 +20,29 @@ words! {
     }
 }
 
-impl Kind {
-    /// Refuses kinds whose takes cannot bring yet what they promise.
-    pub fn offered(self) -> Result<Self, Invalid> {
-        match self {
-            Self::PrizeDraw | Self::Giveaway => Ok(self),
-            Self::FlashSale => Err(Invalid::FlashSale),
+/// What a flash sale sells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sale {
+    /// The goods of the shop it is about, if it names any; they have a stock of their own.
+    pub goods_id: Option<GoodsId>,
+    /// What one unit costs.
+    pub price_minor: i64,
+}
+
+impl Sale {
+    /// What `kind` sells: a flash sale has a price, and nothing else has.
+    pub fn of(
+        kind: Kind,
+        goods_id: Option<GoodsId>,
+        price_minor: Option<i64>,
+    ) -> Result<Option<Self>, Invalid> {
+        match (kind, price_minor) {
+            (Kind::FlashSale, Some(price_minor)) if (1..=MOST_MINOR).contains(&price_minor) => {
+                Ok(Some(Self { goods_id, price_minor }))
+            }
+            (Kind::FlashSale, _) => Err(Invalid::SalePrice),
+            (Kind::PrizeDraw | Kind::Giveaway, None) if goods_id.is_none() => Ok(None),
+            (Kind::PrizeDraw | Kind::Giveaway, _) => Err(Invalid::NoSale),
         }
     }
 }
@@ -42,8 +60,12 @@ pub enum Invalid {
     EndsAt,
     #[error("must be in the future")]
     Over,
-    #[error("flash sales need orders, which this version does not have")]
-    FlashSale,
+    #[error("a flash sale needs a price of 1 to {MOST_MINOR}")]
+    SalePrice,
+    #[error("only a flash sale has a price or names goods")]
+    NoSale,
+    #[error("there are no such goods")]
+    Goods,
 }
 
 /// What people call an activity.
@@ -117,6 +139,7 @@ pub struct Draft {
     pub window: Window,
     pub stock_total: Count,
     pub take_limit_per_user: Option<Count>,
+    pub sale: Option<Sale>,
 }
 
 /// What is to be different about an activity; `None` stays as it is.
@@ -128,6 +151,8 @@ pub struct Edit {
     pub ends_at: Option<Timestamp>,
     pub stock_total: Option<Count>,
     pub take_limit_per_user: Option<Option<Count>>,
+    pub goods_id: Option<Option<GoodsId>>,
+    pub sale_price_minor: Option<Option<i64>>,
 }
 
 /// A campaign.
@@ -141,6 +166,8 @@ pub struct Activity {
     /// May fall to 0 while it runs.
     pub stock_total: i32,
     pub take_limit_per_user: Option<Count>,
+    /// What it sells, if it is a flash sale.
+    pub sale: Option<Sale>,
     /// Raised by every change.
     pub version: i64,
     pub created_by: UserId,
@@ -155,9 +182,15 @@ impl Activity {
             edit.starts_at.unwrap_or(self.window.starts_at),
             edit.ends_at.unwrap_or(self.window.ends_at),
         )?;
+        let kind = edit.kind.unwrap_or(self.kind);
+        // What another kind needs is not carried over to it.
+        let sale = self.sale.filter(|_| kind == self.kind);
+        let goods_id = edit.goods_id.unwrap_or(sale.and_then(|sale| sale.goods_id));
+        let price_minor = edit.sale_price_minor.unwrap_or(sale.map(|sale| sale.price_minor));
         Ok(Self {
             name: edit.name.unwrap_or_else(|| self.name.clone()),
-            kind: edit.kind.unwrap_or(self.kind),
+            kind,
+            sale: Sale::of(kind, goods_id, price_minor)?,
             window,
             stock_total: edit.stock_total.map_or(self.stock_total, Count::get),
             take_limit_per_user: edit.take_limit_per_user.unwrap_or(self.take_limit_per_user),
@@ -166,7 +199,7 @@ impl Activity {
     }
 
     /// The activity as it is shown while `sold` of its units are taken.
-    pub fn view(&self, sold: i64) -> ActivityView {
+    pub fn view(&self, sold: i64, currency: Currency) -> ActivityView {
         let total = i64::from(self.stock_total);
         ActivityView {
             id: self.id,
@@ -177,6 +210,9 @@ impl Activity {
             ends_at: self.window.ends_at,
             take_limit_per_user: self.take_limit_per_user.map(Count::get),
             stock: StockView { total, remaining: total - sold },
+            goods_id: self.sale.and_then(|sale| sale.goods_id),
+            sale_price_minor: self.sale.map(|sale| sale.price_minor),
+            currency: self.sale.map(|_| currency),
             version: self.version,
             created_at: self.created_at,
             updated_at: self.updated_at,
@@ -196,6 +232,11 @@ pub struct ActivityView {
     /// How many units one user may hold; null: no limit.
     pub take_limit_per_user: Option<i32>,
     pub stock: StockView,
+    /// The goods that a flash sale is about.
+    pub goods_id: Option<GoodsId>,
+    /// What one unit costs in a flash sale.
+    pub sale_price_minor: Option<i64>,
+    pub currency: Option<Currency>,
     /// Raised by every change of the activity, not by takes.
     pub version: i64,
     pub created_at: DateTime<Utc>,

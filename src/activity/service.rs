@@ -10,12 +10,13 @@ use tracing::{info, warn};
 
 use super::events::StateChanged;
 use super::machine::{self, Decision, Event, Refusal, State, decide};
-use super::model::{Activity, ActivityView, Draft, Due, Edit, Invalid, Kind, Listing, PUBLIC_STATES};
+use super::model::{Activity, ActivityView, Draft, Due, Edit, Invalid, Listing, PUBLIC_STATES};
 use super::store;
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::idempotency::{Answered, KeyRefusal, RequestKey, once};
 use crate::ids::{ActivityId, Ids, NodeNumberLost, UserId};
 use crate::messaging::outbox::{self, Events};
+use crate::money::Currency;
 use crate::ports::clock::SharedClock;
 use crate::stock::blocks;
 
@@ -51,7 +52,7 @@ pub enum ActivityError {
     Transition { event: Event, state: State, refusal: Refusal, possible: Vec<Event> },
     #[error("only an editing or withdrawn activity can be edited; this one is {0}")]
     NotEditable(State),
-    #[error("kind and stock_total are settled: {0} units are taken")]
+    #[error("kind, stock_total and price are settled: {0} units are taken")]
     Taken(i64),
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -93,6 +94,7 @@ struct Inner {
     db: Database,
     clock: SharedClock,
     ids: Ids,
+    currency: Currency,
     on_change: OnChange,
     shown: Cache<ActivityId, Option<Arc<ActivityView>>>,
     shown_lists: Cache<Listing, Arc<[ActivityView]>>,
@@ -106,10 +108,10 @@ impl fmt::Debug for ActivityService {
 
 impl ActivityService {
     /// `on_change` is called with each activity that changed, or may have: an unknown outcome is told too.
-    pub fn new(db: Database, clock: SharedClock, ids: Ids, on_change: OnChange) -> Self {
+    pub fn new(db: Database, clock: SharedClock, ids: Ids, currency: Currency, on_change: OnChange) -> Self {
         let shown = Cache::builder().max_capacity(10_000).time_to_live(SHOWN_FOR).build();
         let shown_lists = Cache::builder().max_capacity(1_000).time_to_live(SHOWN_FOR).build();
-        Self(Arc::new(Inner { db, clock, ids, on_change, shown, shown_lists }))
+        Self(Arc::new(Inner { db, clock, ids, currency, on_change, shown, shown_lists }))
     }
 
     /// Creates an activity in `editing`, with its stock, as `by` asks.
@@ -173,7 +175,8 @@ impl ActivityService {
 
     /// An activity in any state, as it is now.
     pub async fn get(&self, id: ActivityId) -> Result<Option<ActivityView>, DbFault> {
-        self.0.db.read(move |connection| async move { view(&connection, id).await }).await
+        let currency = self.0.currency;
+        self.0.db.read(move |connection| async move { view(&connection, id, currency).await }).await
     }
 
     /// Activities in any state, as they are now.
@@ -233,7 +236,8 @@ impl ActivityService {
         let new = Activity {
             id: self.0.ids.next()?,
             name: draft.name,
-            kind: draft.kind.offered()?,
+            kind: draft.kind,
+            sale: draft.sale,
             state: State::Editing,
             window: draft.window,
             stock_total: draft.stock_total.get(),
@@ -243,10 +247,11 @@ impl ActivityService {
             created_at: now,
             updated_at: now,
         };
+        check_goods(tx, &new).await?;
         store::insert(tx, &new).await?;
         blocks::create(tx, &self.0.ids, new.id, new.stock_total).await?;
         self.announce(tx, &new, None).await?;
-        Ok(new.view(0))
+        Ok(new.view(0, self.0.currency))
     }
 
     async fn apply(&self, tx: &Tx, id: ActivityId, edit: Edit) -> Result<ActivityView, ActivityError> {
@@ -261,20 +266,24 @@ impl ActivityService {
         if edit.ends_at.is_some_and(|ends_at| ends_at <= now) {
             return Err(Invalid::Over.into());
         }
-        edit.kind.map(Kind::offered).transpose()?;
         let after = before.edited(edit)?;
         let sold = store::sold_of(tx, id).await?;
         if after == before {
-            return Ok(before.view(sold));
+            return Ok(before.view(sold, self.0.currency));
         }
-        if sold > 0 && (after.kind, after.stock_total) != (before.kind, before.stock_total) {
+        if sold > 0
+            && (after.kind, after.stock_total, after.sale) != (before.kind, before.stock_total, before.sale)
+        {
             return Err(ActivityError::Taken(sold));
+        }
+        if after.sale != before.sale {
+            check_goods(tx, &after).await?;
         }
         if after.stock_total != before.stock_total {
             blocks::remove(tx, id).await?;
             blocks::create(tx, &self.0.ids, id, after.stock_total).await?;
         }
-        Ok(self.save(tx, &before, after).await?.view(sold))
+        Ok(self.save(tx, &before, after).await?.view(sold, self.0.currency))
     }
 
     async fn advance(&self, tx: &Tx, id: ActivityId, event: Event) -> Result<ActivityView, ActivityError> {
@@ -288,7 +297,7 @@ impl ActivityService {
                 return Err(ActivityError::Transition { event, state, refusal, possible });
             }
         };
-        Ok(after.view(store::sold_of(tx, id).await?))
+        Ok(after.view(store::sold_of(tx, id).await?, self.0.currency))
     }
 
     /// Stores `after` as the next version of `before`.
@@ -313,16 +322,25 @@ impl ActivityService {
             .0
             .db
             .read(move |connection| async move { store::page(&connection, &listing, visible).await });
-        Ok(read.await?.into_iter().map(|(activity, sold)| activity.view(sold)).collect())
+        Ok(read.await?.into_iter().map(|(activity, sold)| activity.view(sold, self.0.currency)).collect())
     }
 }
 
 async fn view(
     connection: &sea_orm::DatabaseConnection,
     id: ActivityId,
+    currency: Currency,
 ) -> Result<Option<ActivityView>, DbFault> {
     let Some(activity) = store::find(connection, id).await? else { return Ok(None) };
-    Ok(Some(activity.view(store::sold_of(connection, id).await?)))
+    Ok(Some(activity.view(store::sold_of(connection, id).await?, currency)))
+}
+
+/// Refuses a sale of goods that do not exist.
+async fn check_goods(tx: &Tx, activity: &Activity) -> Result<(), ActivityError> {
+    match activity.sale.and_then(|sale| sale.goods_id) {
+        Some(goods) if !store::goods_exist(tx, goods).await? => Err(Invalid::Goods.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Logs a failure once, however many wait for the answer.

@@ -8,9 +8,9 @@ use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::machine::State;
-use super::model::{Activity, Count, Due, Invalid, Listing, Name, Window};
+use super::model::{Activity, Count, Due, Invalid, Listing, Name, Sale, Window};
 use crate::db::{DbFault, Tx};
-use crate::ids::{ActivityId, UserId};
+use crate::ids::{ActivityId, GoodsId, UserId};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
 
 pub(super) async fn find(
@@ -143,6 +143,8 @@ fn row(activity: &Activity) -> activity::ActiveModel {
         // The stock's own note.
         sold_out_at: NotSet,
         version: Set(activity.version),
+        goods_id: Set(activity.sale.and_then(|sale| sale.goods_id).map(|goods| goods.0)),
+        sale_price_minor: Set(activity.sale.map(|sale| sale.price_minor)),
         created_by: Set(activity.created_by.0),
         created_at: Set(to_micros(activity.created_at)),
         updated_at: Set(to_micros(activity.updated_at)),
@@ -151,10 +153,12 @@ fn row(activity: &Activity) -> activity::ActiveModel {
 
 fn parse(row: activity::Model) -> Result<Activity, DbFault> {
     let invalid = |_: Invalid| DbFault::Missing("a valid activity");
+    let kind = row.kind.parse()?;
     Ok(Activity {
         id: ActivityId(row.id),
         name: Name::parse(row.name).map_err(invalid)?,
-        kind: row.kind.parse()?,
+        kind,
+        sale: Sale::of(kind, row.goods_id.map(GoodsId), row.sale_price_minor).map_err(invalid)?,
         state: row.state.parse()?,
         window: Window::new(from_micros(row.starts_at), from_micros(row.ends_at)).map_err(invalid)?,
         stock_total: row.stock_total,
@@ -168,4 +172,9 @@ fn parse(row: activity::Model) -> Result<Activity, DbFault> {
         created_at: from_micros(row.created_at),
         updated_at: from_micros(row.updated_at),
     })
+}
+
+/// Whether there are such goods.
+pub(super) async fn goods_exist(connection: &impl ConnectionTrait, id: GoodsId) -> Result<bool, DbFault> {
+    Ok(entities::goods::Entity::find_by_id(id.0).one(connection).await?.is_some())
 }

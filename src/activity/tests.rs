@@ -16,7 +16,7 @@ use super::model::*;
 use super::*;
 use crate::db::{Database, DatabaseSettings, DbFault};
 use crate::idempotency::{Answered, KeyRefusal, RequestKey};
-use crate::ids::{ActivityId, Ids, UserId};
+use crate::ids::{ActivityId, GoodsId, Ids, UserId};
 use crate::ports::clock::{ManualClock, Timestamp};
 
 const OPERATOR: UserId = UserId(1);
@@ -49,7 +49,8 @@ impl Story {
         let on_change: OnChange = Arc::new(move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        let activities = ActivityService::new(db.clone(), clock.clone(), ids, on_change);
+        let activities =
+            ActivityService::new(db.clone(), clock.clone(), ids, "CNY".parse().unwrap(), on_change);
         Self { _directory: directory, db, clock, activities, told }
     }
 
@@ -116,6 +117,7 @@ impl Story {
 
 fn draft() -> Draft {
     Draft {
+        sale: None,
         name: Name::parse("Mooncakes".to_owned()).unwrap(),
         kind: Kind::Giveaway,
         window: Window::new(START, END).unwrap(),
@@ -208,9 +210,10 @@ async fn a_repeat_with_the_same_key_answers_as_the_first_did() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_is_not_created() {
     let story = Story::begin().await;
-    let flash_sale = Draft { kind: Kind::FlashSale, ..draft() };
+    let sale = Some(Sale { goods_id: Some(GoodsId(1)), price_minor: 100 });
+    let flash_sale = Draft { kind: Kind::FlashSale, sale, ..draft() };
     let refusal = story.activities.create(OPERATOR, flash_sale, None).await.unwrap_err();
-    assert!(matches!(refusal, ActivityError::Invalid(Invalid::FlashSale)), "{refusal:?}");
+    assert!(matches!(refusal, ActivityError::Invalid(Invalid::Goods)), "{refusal:?}");
     story.clock.set(END);
     let refusal = story.activities.create(OPERATOR, draft(), None).await.unwrap_err();
     assert!(matches!(refusal, ActivityError::Invalid(Invalid::Over)), "{refusal:?}");

@@ -31,6 +31,9 @@ pub enum DbFault {
     /// A row that must exist does not.
     #[error("{0} is missing")]
     Missing(&'static str),
+    /// A row changed between looking for it and locking it; a new transaction sees it as it is.
+    #[error("{0} changed meanwhile")]
+    Overtaken(&'static str),
     /// The linked SQLite has a bug that can corrupt the file.
     #[error("SQLite {0} can corrupt its write-ahead log; 3.51.3 or newer is needed")]
     SqliteTooOld(String),
@@ -74,6 +77,9 @@ impl DbFault {
         // PostgreSQL: serialization failure, deadlock, lock timeout. SQLite: busy, locked, and their kinds. MySQL has
         // its own numbers; the code is only the SQLSTATE there.
         const CODES: &[&str] = &["40001", "40P01", "55P03", "5", "6", "261", "262", "517"];
+        if let Self::Overtaken(_) = self {
+            return true;
+        }
         let Self::Statement(error) = self else { return false };
         match runtime_error(error) {
             Some(sqlx::Error::Database(error)) => {
@@ -133,6 +139,7 @@ impl From<DbFault> for ApiError {
             | DbFault::CommitAfterError
             | DbFault::StillInUse
             | DbFault::Missing(_)
+            | DbFault::Overtaken(_)
             | DbFault::SqliteTooOld(_) => {
                 tracing::error!(error = %fault, "A request failed for a reason of our own");
                 Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")

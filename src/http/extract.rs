@@ -138,6 +138,20 @@ where
     }
 }
 
+/// A body of at most `LIMIT` bytes as it came, whatever it is: signatures are over the bytes.
+#[derive(Debug)]
+pub struct RawBody<const LIMIT: usize = BODY_LIMIT>(pub Bytes);
+
+impl<const LIMIT: usize> FromRequest for RawBody<LIMIT> {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (req, payload) = (req.clone(), payload.take());
+        Box::pin(async move { read(&req, payload, LIMIT).await.map(Self) })
+    }
+}
+
 /// The fingerprint of an empty body.
 static OF_NOTHING: LazyLock<[u8; 32]> = LazyLock::new(|| sha256(&[]));
 

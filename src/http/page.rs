@@ -58,6 +58,13 @@ pub struct List<T> {
     pub next_cursor: Option<String>,
 }
 
+impl<T> List<T> {
+    /// All there is, on one page.
+    pub fn whole(items: Vec<T>) -> Self {
+        Self { items, next_cursor: None }
+    }
+}
+
 impl Page {
     /// How many rows to read: one more than are shown, to see whether there is a next page.
     pub fn rows(&self) -> u64 {

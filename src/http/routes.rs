@@ -12,6 +12,8 @@ use crate::coupon::api as coupon;
 use crate::identity::api as identity;
 use crate::jobs::api as jobs;
 use crate::messaging::{api as messaging, asyncapi};
+use crate::order::api as order;
+use crate::payment::api as payment;
 use crate::reconciliation::api as reconciliation;
 use crate::stock::api as stock;
 use crate::wallet::api as wallet;
@@ -33,6 +35,24 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(identity::me)
         .service(wallet::my_entries)
         .service(coupon::my_coupons)
+        .service(payment::notice)
+        .service(order::show)
+        .service(order::mine)
+        .service(order::timeline)
+        .service(order::cancel)
+        .service(order::refund)
+        .service(payment::open)
+        .service(payment::of_order)
+        .service(payment::refunds_of_order)
+        .service(order::get)
+        .service(order::list_all)
+        .service(order::timeline_of_any)
+        .service(order::cancel_any)
+        .service(order::ship)
+        .service(order::finish)
+        .service(payment::refunds)
+        .service(payment::approve)
+        .service(payment::refuse)
         .service(activity::get)
         .service(activity::list_all)
         .service(activity::create)

@@ -18,7 +18,7 @@ use crate::coupon::events::CouponStateChanged;
 use crate::identity::events::FirstLogin;
 use crate::notification::events::NotificationRequested;
 use crate::order::events::{Cancelled, Created, Finished, Paid, Refunded, Shipped};
-use crate::payment::events::{PaymentFailed, PaymentSucceeded, RefundRequested};
+use crate::payment::events::{PaymentFailed, PaymentSucceeded, RefundApproved, RefundRequested};
 use crate::stock::events::{SoldOut, StockAdjusted, TakeReleased, Taken};
 use crate::wallet::events::{PointsAdded, WalletChanged};
 
@@ -35,7 +35,7 @@ pub trait Event: Serialize {
 }
 
 /// Defines the events: `/// What happened. Name: "type" = Payload, about its_member;`, and `sequence its_member` if the
-/// aggregate has a version. Where the payload is generic, `T` stands for how whoever writes it holds its time.
+/// aggregate has a version. Where the payload is generic, its parameter stands for how whoever writes it holds its text.
 macro_rules! catalogue {
     ($($(#[doc = $doc:literal])+ $name:ident: $word:literal = $payload:ident $(<$time:ident>)?,
         about $subject:ident $(, sequence $sequence:ident)?;)+) => {
@@ -125,7 +125,7 @@ catalogue! {
     ActivityTaken: "activity.taken.v1" = Taken<T>, about activity_id;
 
     /// A take was given back: its token may be sold again.
-    ActivityTakeReleased: "activity.take_released.v1" = TakeReleased, about activity_id;
+    ActivityTakeReleased: "activity.take_released.v1" = TakeReleased<R>, about activity_id;
 
     /// The last token of an activity was taken. Told again if tokens came back and were taken too.
     ActivitySoldOut: "activity.sold_out.v1" = SoldOut, about activity_id;
@@ -156,6 +156,9 @@ catalogue! {
 
     /// Money is to go back.
     RefundRequested: "refund.requested.v1" = RefundRequested, about order_id;
+
+    /// An operator agreed to a refund.
+    RefundApproved: "refund.approved.v1" = RefundApproved, about order_id;
 
     /// A balance changed.
     WalletChanged: "wallet.changed.v1" = WalletChanged, about user_id, sequence version;

@@ -237,3 +237,20 @@ impl fmt::Display for Cause {
         }
     }
 }
+
+/// One line of an order's timeline.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct TimelineEntry {
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The order's version since then.
+    pub version: i64,
+    #[serde(rename = "type")]
+    #[schema(example = "paid")]
+    pub event_type: String,
+    /// Who or what did it.
+    #[schema(example = "payment 117546623994691586")]
+    pub cause: String,
+    pub data: serde_json::Value,
+}

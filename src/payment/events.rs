@@ -63,3 +63,19 @@ pub struct RefundRequested {
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
+
+/// `refund.approved.v1`: an operator agreed; the money goes back now.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RefundApproved {
+    pub refund_id: RefundId,
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    /// Through the gateway.
+    pub amount_minor: i64,
+    /// To the user's balance.
+    pub balance_minor: i64,
+    pub currency: Currency,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}

@@ -1,5 +1,15 @@
 //! Payments and refunds.
 
+use entities::{payment, refund};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::db::DbFault;
+use crate::ids::{OrderId, PaymentId, RefundId, UserId};
+use crate::messaging::outbox::serialize_rfc3339;
+use crate::money::Currency;
+use crate::ports::clock::{Timestamp, from_micros};
+use crate::ports::payment_gateway::{Channel, PaymentParams};
 use crate::words::words;
 
 words! {
@@ -31,5 +41,127 @@ words! {
         Order = "order",
         LatePayment = "late_payment",
         DoublePayment = "double_payment",
+    }
+}
+
+/// An attempt to pay an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payment {
+    pub id: PaymentId,
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub channel: Channel,
+    pub state: PaymentState,
+    pub amount_minor: i64,
+    pub currency: Currency,
+    /// The gateway's name for the capture.
+    pub transaction_id: Option<String>,
+    pub failure: Option<String>,
+    pub created_at: Timestamp,
+    pub settled_at: Option<Timestamp>,
+}
+
+impl TryFrom<payment::Model> for Payment {
+    type Error = DbFault;
+
+    fn try_from(row: payment::Model) -> Result<Self, DbFault> {
+        Ok(Self {
+            id: PaymentId(row.id),
+            order_id: OrderId(row.order_id),
+            user_id: UserId(row.user_id),
+            channel: row.channel.parse()?,
+            state: row.state.parse()?,
+            amount_minor: row.amount_minor,
+            currency: row.currency.parse().map_err(|_| DbFault::Missing("a known currency"))?,
+            transaction_id: row.transaction_id,
+            failure: row.failure,
+            created_at: from_micros(row.created_at),
+            settled_at: row.settled_at.map(from_micros),
+        })
+    }
+}
+
+/// An attempt to pay, as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct PaymentView {
+    pub id: PaymentId,
+    pub order_id: OrderId,
+    pub state: PaymentState,
+    pub amount_minor: i64,
+    pub currency: Currency,
+    pub channel: Channel,
+    /// Why it came to nothing.
+    pub failure: Option<String>,
+    /// What the client needs in order to pay, in the gateway's own words; only in the answer to its creation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub params: Option<PaymentParams>,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+impl From<Payment> for PaymentView {
+    fn from(payment: Payment) -> Self {
+        Self {
+            id: payment.id,
+            order_id: payment.order_id,
+            state: payment.state,
+            amount_minor: payment.amount_minor,
+            currency: payment.currency,
+            channel: payment.channel,
+            failure: payment.failure,
+            params: None,
+            created_at: payment.created_at,
+        }
+    }
+}
+
+/// Money on its way back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Refund {
+    pub id: RefundId,
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    /// Null if no gateway took part.
+    pub payment_id: Option<PaymentId>,
+    pub channel: Option<Channel>,
+    /// Through the gateway.
+    pub amount_minor: i64,
+    /// To the user's balance.
+    pub balance_minor: i64,
+    pub currency: Currency,
+    pub state: RefundState,
+    pub cause: RefundCause,
+    pub reason: String,
+    pub failure: Option<String>,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+}
+
+impl TryFrom<refund::Model> for Refund {
+    type Error = DbFault;
+
+    fn try_from(row: refund::Model) -> Result<Self, DbFault> {
+        Ok(Self {
+            id: RefundId(row.id),
+            order_id: OrderId(row.order_id),
+            user_id: UserId(row.user_id),
+            payment_id: row.payment_id.map(PaymentId),
+            channel: row.channel.as_deref().map(str::parse).transpose()?,
+            amount_minor: row.amount_minor,
+            balance_minor: row.balance_minor,
+            currency: row.currency.parse().map_err(|_| DbFault::Missing("a known currency"))?,
+            state: row.state.parse()?,
+            cause: row.cause.parse()?,
+            reason: row.reason,
+            failure: row.failure,
+            created_at: from_micros(row.created_at),
+            updated_at: from_micros(row.updated_at),
+        })
     }
 }

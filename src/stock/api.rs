@@ -14,7 +14,6 @@ use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
     Reason, Validate, answered, request_key, validate_reason,
 };
-use crate::idempotency::Answered;
 use crate::identity::Caller;
 use crate::ids::{ActivityId, TakeId};
 use crate::refusals;
@@ -38,11 +37,7 @@ pub(crate) async fn take(
     body: OptionalBody<NoMembers>,
 ) -> ApiResult<HttpResponse> {
     let key = request_key(caller.user, &req, &key, body.fingerprint);
-    let answer = match stock.take(caller.user, id.0, key).await? {
-        Answered::Fresh(take) => Answered::Fresh(TakeAnswer { take }),
-        Answered::Replayed(first) => Answered::Replayed(first),
-    };
-    Ok(answered(StatusCode::CREATED, answer))
+    Ok(answered(StatusCode::CREATED, stock.take(caller.user, id.0, key).await?))
 }
 
 /// The caller's takes, newest first.

@@ -241,21 +241,6 @@ pub async fn shrink(tx: &Tx, ids: &Ids, activity: ActivityId, fewer: u32) -> Res
     Ok(true)
 }
 
-/// Notes that a released take's token is free again in whatever block covers it.
-pub async fn token_released(tx: &Tx, activity: ActivityId, token: u32) -> Result<(), DbFault> {
-    use sea_orm::sea_query::{Expr, ExprTrait};
-    let token = signed(token);
-    let fewer = Expr::col(Column::Sold).sub(1);
-    let done = Entity::update_many()
-        .col_expr(Column::Sold, fewer)
-        .filter(Column::ActivityId.eq(activity.0))
-        .filter(Column::FirstToken.lte(token))
-        .filter(Column::LastToken.gte(token))
-        .exec(tx)
-        .await?;
-    if done.rows_affected == 1 { Ok(()) } else { Err(DbFault::Missing("the block of a released token")) }
-}
-
 /// Whether every token is sold; stays so until `tx` ends.
 pub async fn are_sold_out(tx: &Tx, activity: ActivityId) -> Result<bool, DbFault> {
     let blocks = all_locked(tx, activity).await?;

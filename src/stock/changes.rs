@@ -1,15 +1,16 @@
 //! Changes of the stock that do not come with a batch: a take gives its token back, an operator adds or withdraws
 //! tokens. Each is one transaction; the fence of the batches makes them exact while the activity sells.
 
-use entities::{activity, take};
+use entities::activity;
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect,
 };
 use serde::{Deserialize, Serialize};
 
 use super::blocks;
-use super::events::{StockAdjusted, TakeReleased};
-use super::model::{AdjustError, ReleaseError, Take, TakeState};
+use super::events::StockAdjusted;
+use super::model::{AdjustError, ReleaseError, Take};
+use super::release::release;
 use super::store::{StockStore, append_one};
 use crate::activity::machine::State;
 use crate::db::{DbFault, Tx};
@@ -29,7 +30,10 @@ impl StockStore {
         let (ids, clock) = (self.ids().clone(), self.clock.clone());
         idempotency::once(&self.db, &self.clock, key, 200, move |tx| {
             let (ids, now, reason) = (ids.clone(), clock.now(), reason.clone());
-            async move { release(&tx, &ids, now, take, reason).await }
+            async move {
+                let (take, now) = release(&tx, &ids, now, take, &reason).await?;
+                Ok(Released { take, now })
+            }
         })
         .await
     }
@@ -57,61 +61,6 @@ pub struct Released {
     /// Whether it was released now, not earlier.
     #[serde(skip)]
     pub now: bool,
-}
-
-pub(super) async fn release(
-    tx: &Tx,
-    ids: &Ids,
-    now: Timestamp,
-    id: TakeId,
-    reason: String,
-) -> Result<Released, ReleaseError> {
-    let row = take::Entity::find_by_id(id.0).one(tx).await.map_err(DbFault::from)?;
-    if let Some(row) = row {
-        lock_activity(tx, ActivityId(row.activity_id)).await?;
-    }
-    let row = take::Entity::find_by_id(id.0).lock_exclusive().one(tx).await.map_err(DbFault::from)?;
-    let mut released = Take::try_from(row.clone().ok_or(ReleaseError::NotFound)?)?;
-    match released.state {
-        TakeState::Released => return Ok(Released { take: released, now: false }),
-        TakeState::Used => return Err(ReleaseError::Used),
-        TakeState::Unused => released.state = TakeState::Released,
-    }
-    if let Some(row) = row {
-        let mut row = row.into_active_model();
-        row.live_token = Set(None);
-        row.live_take_no = Set(None);
-        row.state = Set(TakeState::Released.word().to_owned());
-        row.released_at = Set(Some(to_micros(now)));
-        row.release_reason = Set(Some(reason.clone()));
-        row.update(tx).await.map_err(DbFault::from)?;
-    }
-    let activity = released.activity_id;
-    blocks::token_released(tx, activity, u32::try_from(released.token_no).unwrap_or(0)).await?;
-    let event = TakeReleased {
-        take_id: released.id,
-        activity_id: activity,
-        user_id: released.user_id,
-        token_no: released.token_no,
-        take_no: released.take_no,
-        released_at: now,
-        reason,
-    };
-    append_one(tx, ids, now, &event).await?;
-    Ok(Released { take: released, now: true })
-}
-
-/// Locks the activity before anything else of it is, in the order of the batches: shared, or exclusively to end its
-/// sell-out.
-async fn lock_activity(tx: &Tx, id: ActivityId) -> Result<(), DbFault> {
-    let is_sold_out = |row: Option<activity::Model>| row.is_some_and(|row| row.sold_out_at.is_some());
-    // Looked at first without a lock: two releases that both share the row could not both change it.
-    if is_sold_out(activity::Entity::find_by_id(id.0).one(tx).await?)
-        || is_sold_out(activity::Entity::find_by_id(id.0).lock_shared().one(tx).await?)
-    {
-        no_longer_sold_out(tx, id).await?;
-    }
-    Ok(())
 }
 
 /// Takes the note of a sell-out away, so that the next one is announced.

@@ -20,6 +20,7 @@ use crate::db::DbFault;
 use crate::faults;
 use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
+use crate::order::model::OrderView;
 use crate::ports::clock::Timestamp;
 
 /// How often a batch is decided anew, and for how long at least, before its requests are refused.
@@ -68,12 +69,14 @@ struct Draft {
     ask: TakeAsk,
     twins: Vec<TakeAsk>,
     take: Take,
+    order: Option<Box<OrderView>>,
 }
 
 impl Draft {
     /// What a repeat of this request is to be told.
     fn kept_answer(&self) -> Option<(RequestKey, Answer)> {
-        Some((self.ask.request.key?, Answer { status: 201, body: body_of(&self.take)? }))
+        let answer = TakeAnswer { take: self.take.clone(), order: self.order.clone() };
+        Some((self.ask.request.key?, Answer { status: 201, body: body_of(&answer)? }))
     }
 }
 
@@ -99,7 +102,7 @@ impl batching::Engine for StockEngine {
 
     type Key = ActivityId;
     type Request = TakeRequest;
-    type Answer = Answered<Take>;
+    type Answer = Answered<TakeAnswer>;
     type Error = TakeError;
     type Notice = Notice;
     type Hints = Hints;
@@ -228,7 +231,8 @@ impl StockEngine {
         let parents = drafts.iter().map(|draft| draft.ask.parent).collect();
         let answers = drafts.iter().filter_map(Draft::kept_answer).collect();
         let (activity, version) = (self.activity, view.version);
-        let batch = Batch { id, activity, version, block, takes, parents, answers, now };
+        let sale = view.sale.clone();
+        let batch = Batch { id, activity, version, block, takes, sale, parents, answers, now };
         let outcome = self.commit(batch, &drafts, doubts).await;
         match outcome {
             Outcome::Committed => {
@@ -248,7 +252,7 @@ impl StockEngine {
     async fn view(&mut self) -> Result<Option<ActivityView>, DbFault> {
         if self.view.is_none() {
             self.view = self.store.view(self.activity).await?;
-            if let Some(view) = self.view {
+            if let Some(view) = &self.view {
                 if self.limit != Some(view.limit) {
                     // What other nodes granted under another limit may count now.
                     self.takers = Takers::default();
@@ -259,7 +263,7 @@ impl StockEngine {
                 self.limit = Some(view.limit);
             }
         }
-        Ok(self.view)
+        Ok(self.view.clone())
     }
 
     /// Refuses all of `todo`, except for repeats of requests that succeeded since they were looked up.
@@ -414,7 +418,8 @@ impl StockEngine {
                 state: TakeState::Unused,
                 taken_at: now,
             };
-            drafts.push(Draft { ask, twins: Vec::new(), take });
+            let order = view.sale.as_ref().and_then(|sale| sale.order(&take).view().ok()).map(Box::new);
+            drafts.push(Draft { ask, twins: Vec::new(), take, order });
         }
         *todo = rest;
         drafts
@@ -496,27 +501,28 @@ impl StockEngine {
 }
 
 /// The answer's JSON. `None` cannot happen: every field serializes.
-fn body_of(take: &Take) -> Option<String> {
-    serde_json::to_string(&TakeAnswer { take: take.clone() }).ok()
+fn body_of(answer: &TakeAnswer) -> Option<String> {
+    serde_json::to_string(answer).ok()
 }
 
 /// Remembers and answers what was committed.
 fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
     let still_held = window.blocks().any(|held| held.id == block.id);
-    for Draft { ask, twins, take } in drafts {
+    for Draft { ask, twins, take, order } in drafts {
         if still_held && let Err(error) = window.confirm(u32::try_from(take.token_no).unwrap_or(0)) {
             error!(%error, take.id = %take.id, "A committed token was not in flight");
         }
+        let answer = TakeAnswer { take, order };
         for twin in twins {
             let same = twin.request.key == ask.request.key;
             twin.answer(if same {
-                let body = body_of(&take).ok_or(TakeError::Unanswered);
+                let body = body_of(&answer).ok_or(TakeError::Unanswered);
                 body.map(|body| Answered::Replayed(Answer { status: 201, body }))
             } else {
                 Err(KeyRefusal::Reused.into())
             });
         }
-        ask.answer(Ok(Answered::Fresh(take)));
+        ask.answer(Ok(Answered::Fresh(answer)));
     }
 }
 

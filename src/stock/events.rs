@@ -28,7 +28,8 @@ pub struct Taken<T = Timestamp> {
 
 /// `activity.take_released.v1`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct TakeReleased {
+#[schema(bound = "")]
+pub struct TakeReleased<R = String> {
     pub take_id: TakeId,
     pub activity_id: ActivityId,
     pub user_id: UserId,
@@ -39,7 +40,8 @@ pub struct TakeReleased {
     pub take_no: i32,
     #[serde(serialize_with = "serialize_rfc3339")]
     pub released_at: DateTime<Utc>,
-    pub reason: String,
+    #[schema(value_type = String)]
+    pub reason: R,
 }
 
 /// `activity.stock_adjusted.v1`.

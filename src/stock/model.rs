@@ -10,6 +10,7 @@ use crate::error::{ApiError, Code};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{ActivityId, TakeId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
+use crate::order::model::OrderView;
 use crate::ports::clock::{Timestamp, from_micros};
 
 /// What has become of a take.
@@ -54,9 +55,12 @@ pub struct Take {
 }
 
 /// What a take brings: the answer's body, now and to every repeat.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TakeAnswer {
     pub take: Take,
+    /// What is to be paid, in a flash sale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Box<OrderView>>,
 }
 
 impl TryFrom<entities::take::Model> for Take {
@@ -163,6 +167,8 @@ pub enum ReleaseError {
     NotFound,
     #[error("the take was used")]
     Used,
+    #[error("the take has an order")]
+    Ordered,
     #[error(transparent)]
     Key(#[from] KeyRefusal),
     #[error(transparent)]
@@ -173,7 +179,7 @@ impl AsDbFault for ReleaseError {
     fn db_fault(&self) -> Option<&DbFault> {
         match self {
             Self::Db(fault) => Some(fault),
-            Self::NotFound | Self::Used | Self::Key(_) => None,
+            Self::NotFound | Self::Used | Self::Ordered | Self::Key(_) => None,
         }
     }
 }
@@ -184,6 +190,9 @@ impl From<ReleaseError> for ApiError {
             ReleaseError::NotFound => Self::new(Code::NotFound, "There is no take with this id."),
             ReleaseError::Used => {
                 Self::new(Code::TransitionNotAllowed, "The take was used; its token cannot be given back.")
+            }
+            ReleaseError::Ordered => {
+                Self::new(Code::TransitionNotAllowed, "The take has an order: cancel or refund that one.")
             }
             ReleaseError::Key(refusal) => refusal.into(),
             ReleaseError::Db(fault) => fault.into(),

@@ -16,6 +16,7 @@ use crate::cluster::Cluster;
 use crate::db::{Database, DbFault};
 use crate::idempotency::{Answered, RequestKey};
 use crate::ids::{ActivityId, TakeId, UserId};
+use crate::order::flash_sale::Terms;
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::{Heard, Listener};
 
@@ -29,8 +30,14 @@ pub struct StockService {
 
 impl StockService {
     /// Must be called within an actix `System`.
-    pub fn new(db: Database, cluster: Cluster, clock: SharedClock, settings: BatchSettings) -> Self {
-        let store = StockStore::new(db.clone(), cluster, clock);
+    pub fn new(
+        db: Database,
+        cluster: Cluster,
+        clock: SharedClock,
+        terms: Terms,
+        settings: BatchSettings,
+    ) -> Self {
+        let store = StockStore::new(db.clone(), cluster, clock, terms);
         let of_engines = store.clone();
         let actors = Batcher::new(db, settings, move |activity, hints| {
             StockEngine::new(activity, of_engines.clone(), hints)

@@ -1,6 +1,7 @@
 //! The stock's business steps in the database, each one transaction or one read.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use entities::{activity, take};
 use sea_orm::{
@@ -20,9 +21,10 @@ use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{Database, DbFault, Tx};
 use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
-use crate::ids::{ActivityId, BatchId, Ids, TakeId, UserId};
+use crate::ids::{ActivityId, BatchId, GoodsId, Ids, TakeId, UserId};
 use crate::messaging::catalogue::Event;
 use crate::messaging::outbox::{self, Events};
+use crate::order::flash_sale::{Sale, Terms};
 use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
 use crate::trace::Traceparent;
 
@@ -32,10 +34,11 @@ pub struct StockStore {
     pub(super) db: Database,
     cluster: Cluster,
     pub(super) clock: SharedClock,
+    terms: Terms,
 }
 
 /// What a take needs to know of its activity; good as long as the version in the database is `version`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ActivityView {
     pub version: i64,
     pub running: bool,
@@ -45,6 +48,8 @@ pub struct ActivityView {
     pub sold_out_announced: bool,
     /// Whether anyone ever took; if not, memory is complete from the start.
     pub untouched: bool,
+    /// What a take brings in a flash sale: an order on these terms.
+    pub sale: Option<Arc<Sale>>,
 }
 
 impl ActivityView {
@@ -63,7 +68,7 @@ impl ActivityView {
 }
 
 /// Takes that are to be committed together, with all they bring. Every row of it joins one transaction, in the order
-/// of the fields; what else a take may bring (a coupon, a draw, an order) is a further field here.
+/// of the fields; what else a take may bring (a coupon, a draw) is a further field here.
 #[derive(Debug, Clone)]
 pub struct Batch {
     pub id: BatchId,
@@ -73,6 +78,8 @@ pub struct Batch {
     /// The block all tokens come from.
     pub block: HeldBlock,
     pub takes: Vec<Take>,
+    /// What each take is an order for, in a flash sale.
+    pub sale: Option<Arc<Sale>>,
     /// The trace of the request behind each take.
     pub parents: Vec<Option<Traceparent>>,
     pub answers: Vec<(RequestKey, Answer)>,
@@ -90,8 +97,8 @@ pub enum CommitError {
 }
 
 impl StockStore {
-    pub fn new(db: Database, cluster: Cluster, clock: SharedClock) -> Self {
-        Self { db, cluster, clock }
+    pub fn new(db: Database, cluster: Cluster, clock: SharedClock, terms: Terms) -> Self {
+        Self { db, cluster, clock, terms }
     }
 
     pub(super) fn ids(&self) -> &Ids {
@@ -109,6 +116,7 @@ impl StockStore {
 
     /// The activity as it is now; `None` if there is none.
     pub async fn view(&self, id: ActivityId) -> Result<Option<ActivityView>, DbFault> {
+        let terms = self.terms;
         self.db
             .read(move |connection| async move {
                 let Some(row) = activity::Entity::find_by_id(id.0).one(&connection).await? else {
@@ -120,7 +128,11 @@ impl StockStore {
                     .filter(take::Column::ActivityId.eq(id.0))
                     .limit(1);
                 let untouched = first_take.into_tuple::<i64>().one(&connection).await?.is_none();
+                let sale = row
+                    .sale_price_minor
+                    .map(|price| Arc::new(Sale::new(id, &row.name, row.goods_id.map(GoodsId), price, terms)));
                 Ok(Some(ActivityView {
+                    sale,
                     version: row.version,
                     running: row.state == State::Running.word(),
                     starts_at: from_micros(row.starts_at),
@@ -259,9 +271,13 @@ pub(super) async fn commit(tx: &Tx, ids: &Ids, batch: Batch) -> Result<(), Commi
     let mut script = Script::new();
     fence(tx, &batch, &mut script).await?;
     insert_takes(&batch, &mut script);
+    if let Some(sale) = &batch.sale {
+        sale.insert_orders(&batch.takes, &mut script);
+    }
     idempotency::keep_all(&batch.answers, batch.now, &mut script);
     outbox::add(tx, batch.id, events, batch.now, &mut script);
-    let rows = 1 + batch.takes.len() + batch.answers.len() + 1;
+    let orders = if batch.sale.is_some() { batch.takes.len() } else { 0 };
+    let rows = 1 + batch.takes.len() + orders + batch.answers.len() + 1;
     let touched = script.execute(tx).await.map_err(DbFault::from)?;
     faults::point("after_insert").await.map_err(DbFault::from)?;
     // The inserts did what they say, or failed: what can be missing is the fence's row.
@@ -328,6 +344,9 @@ fn taken_events(ids: &Ids, batch: &Batch) -> Result<Events, DbFault> {
             taken_at: taken_at.as_str(),
         };
         events.push_traced(ids.next()?, &event, *parent)?;
+        if let Some(sale) = &batch.sale {
+            events.push_traced(ids.next()?, &sale.created(take), *parent)?;
+        }
     }
     Ok(events)
 }

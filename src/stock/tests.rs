@@ -8,8 +8,9 @@ use secrecy::SecretString;
 
 use super::ThisNode;
 use super::blocks;
-use super::changes::{Adjustment, Released, adjust, release};
+use super::changes::{Adjustment, adjust};
 use super::model::{AdjustError, Take, TakeState};
+use super::release::release;
 use super::store::{Batch, CommitError, commit};
 use super::window::{HeldBlock, TokenWindow};
 use crate::db::{Database, DatabaseSettings, DbFault};
@@ -66,6 +67,8 @@ impl Drum {
             let ids = makes.clone();
             async move {
                 let activity = entities::activity::ActiveModel {
+                    goods_id: sea_orm::Set(None),
+                    sale_price_minor: sea_orm::Set(None),
                     id: sea_orm::Set(ACTIVITY.0),
                     name: sea_orm::Set("drum".into()),
                     kind: sea_orm::Set("giveaway".into()),
@@ -143,7 +146,8 @@ impl Drum {
         let tokens: Vec<i32> = takes.iter().map(|take| take.token_no).collect();
         let id = self.ids.next().unwrap();
         let (parents, answers) = (vec![None; takes.len()], Vec::new());
-        let batch = Batch { id, activity: ACTIVITY, version, block, takes, parents, answers, now };
+        let sale = None;
+        let batch = Batch { id, activity: ACTIVITY, version, block, takes, sale, parents, answers, now };
         let ids = self.ids.clone();
         let committed =
             self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await;
@@ -165,9 +169,9 @@ impl Drum {
         let ids = self.ids.clone();
         let released = self.db.transaction(move |tx| {
             let ids = ids.clone();
-            async move { release(&tx, &ids, SystemClock.now(), take, "changed their mind".into()).await }
+            async move { release(&tx, &ids, SystemClock.now(), take, "changed their mind").await }
         });
-        let Released { take, now } = released.await.unwrap();
+        let (take, now) = released.await.unwrap();
         assert!(now);
         // One node learns of it at once; the other finds it through the database.
         let _ = self.windows[0].release(take.token_no.unsigned_abs());

@@ -13,6 +13,7 @@ mod faults;
 mod jobs;
 mod lists;
 mod nodes;
+mod orders;
 mod reconciliation;
 mod sessions;
 mod stock;

@@ -17,6 +17,7 @@ use tombola::ports::clock::{Clock, ManualClock, Timestamp};
 
 use super::client::Client;
 use super::database::{Engine, TestDatabase};
+use super::payments::SECRET;
 use super::invariants;
 
 /// When every story begins: 2027-01-15 08:00 UTC.
@@ -54,6 +55,8 @@ impl TestApp {
         config.stock.max_wait = Duration::from_secs(30);
         config.messaging.retry_delays = [10, 20, 30].map(Duration::from_millis).to_vec();
         config.messaging.sweep_every = Duration::from_millis(100);
+        config.payment.sandbox.secret = Some(SECRET.into());
+        config.jobs.schedules.order_deadlines = Schedule::Every(Duration::from_millis(50));
         config.jobs.schedules.activity_states = Schedule::Every(Duration::from_millis(50));
         let clock = Arc::new(ManualClock::new(START));
         let node = Node::start(config.clone(), clock.clone()).await;
@@ -175,6 +178,11 @@ impl TestApp {
         .await;
     }
 
+    /// The time of the story, in seconds since the Unix epoch.
+    pub(crate) fn clock_seconds(&self) -> i64 {
+        self.clock.now().timestamp()
+    }
+
     /// Stops the server and checks what must hold after every story.
     pub(crate) async fn end(self) {
         if let Some(node) = self.node.into_inner() {
@@ -194,15 +202,27 @@ pub(crate) struct Offer {
     limit: Option<i64>,
     starts_in: TimeDelta,
     ends_in: TimeDelta,
+    price_minor: Option<i64>,
 }
 
 impl Offer {
     pub(crate) fn of(stock: i64) -> Self {
-        Self { stock, limit: None, starts_in: TimeDelta::zero(), ends_in: TimeDelta::hours(1) }
+        Self {
+            stock,
+            limit: None,
+            starts_in: TimeDelta::zero(),
+            ends_in: TimeDelta::hours(1),
+            price_minor: None,
+        }
     }
 
     pub(crate) fn limit(self, takes_per_user: i64) -> Self {
         Self { limit: Some(takes_per_user), ..self }
+    }
+
+    /// A flash sale at this price.
+    pub(crate) fn at_price(self, price_minor: i64) -> Self {
+        Self { price_minor: Some(price_minor), ..self }
     }
 
     pub(crate) fn between(self, starts_in: TimeDelta, ends_in: TimeDelta) -> Self {
@@ -211,7 +231,8 @@ impl Offer {
 
     pub(crate) fn body(self, now: Timestamp) -> Value {
         json!({
-            "name": "Mooncakes at noon", "kind": "giveaway", "stock_total": self.stock,
+            "name": "Mooncakes at noon", "sale_price_minor": self.price_minor,
+            "kind": if self.price_minor.is_some() { "flash_sale" } else { "giveaway" }, "stock_total": self.stock,
             "take_limit_per_user": self.limit, "starts_at": now + self.starts_in, "ends_at": now + self.ends_in,
         })
     }

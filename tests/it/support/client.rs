@@ -71,6 +71,11 @@ impl Client {
         Answer::to(self.request(Method::POST, path).json(&body)).await
     }
 
+    /// A request that can be repeated.
+    pub(crate) async fn post_once(&self, path: &str, body: Value, key: &str) -> Answer {
+        Answer::to(self.request(Method::POST, path).header("idempotency-key", key).json(&body)).await
+    }
+
     pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
         Answer::to(self.request(Method::PATCH, path).json(&body)).await
     }

@@ -11,6 +11,7 @@ pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod invariants;
 pub(crate) mod ledger;
+pub(crate) mod payments;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod shop;

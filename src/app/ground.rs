@@ -1,0 +1,168 @@
+//! What everything stands on: the database, its threads, and this process's place among those that share it.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+use tokio::runtime::{Handle, Runtime};
+
+use super::StartError;
+use crate::cluster::{Cluster, Membership};
+use crate::config::Config;
+use crate::db::{Database, DbFault};
+use crate::identity::{IdentityService, TokenStore};
+use crate::ports::clock::SharedClock;
+
+/// Threads for database work, at least.
+const FEWEST_DATABASE_THREADS: usize = 2;
+
+/// The database and this process's place among those that use it: what a server and a command beside it both need.
+#[derive(Debug)]
+pub struct Ground {
+    pub db: Database,
+    pub cluster: Cluster,
+    pub(super) runtime: DatabaseRuntime,
+    /// Keeps a second server from the same SQLite file.
+    _lock: Option<File>,
+}
+
+impl Ground {
+    /// Opens the database for the server, bringing its tables up to date if the configuration says so.
+    pub async fn for_server(config: &Config, clock: &SharedClock) -> Result<Self, StartError> {
+        let lock = lock_data_directory(config)?;
+        let runtime = DatabaseRuntime::start()?;
+        let db = connect(config, runtime.handle()).await?;
+        if config.database.migrate_on_start {
+            db.migrate().await.map_err(|fault| unusable(config, fault))?;
+        }
+        let membership = if lock.is_some() { Membership::Alone } else { Membership::Shared };
+        Self::join(db, runtime, lock, membership, config, clock).await
+    }
+
+    /// Opens the database for a command that may run beside the server.
+    pub async fn for_command(config: &Config, clock: &SharedClock) -> Result<Self, StartError> {
+        let runtime = DatabaseRuntime::start()?;
+        let db = connect(config, runtime.handle()).await?;
+        if config.database.migrate_on_start {
+            db.migrate().await.map_err(|fault| unusable(config, fault))?;
+        }
+        Self::join(db, runtime, None, Membership::Shared, config, clock).await
+    }
+
+    async fn join(
+        db: Database,
+        runtime: DatabaseRuntime,
+        lock: Option<File>,
+        membership: Membership,
+        config: &Config,
+        clock: &SharedClock,
+    ) -> Result<Self, StartError> {
+        match db.pending_migrations().await.map_err(|fault| unusable(config, fault))? {
+            0 => {}
+            pending => return Err(StartError::NotMigrated(pending)),
+        }
+        let cluster = Cluster::join(&db, membership, clock.as_ref(), runtime.handle()).await?;
+        Ok(Self { db, cluster, runtime, _lock: lock })
+    }
+
+    /// Sessions and users.
+    pub async fn identity(
+        &self,
+        config: &Config,
+        clock: &SharedClock,
+    ) -> Result<(TokenStore, IdentityService), StartError> {
+        let Self { db, cluster, .. } = self;
+        let (keys, ttl) = (config.signing_keys()?, config.auth.token_ttl);
+        let ids = cluster.ids().clone();
+        let tokens = TokenStore::open(db.clone(), keys, ttl, clock.clone(), ids.clone()).await?;
+        let dev_login = config.dev_login();
+        let identity = IdentityService::new(db.clone(), tokens.clone(), ttl, dev_login, clock.clone(), ids);
+        Ok((tokens, identity))
+    }
+
+    /// Closes the database.
+    pub async fn close(self) {
+        self.cluster.leave();
+        self.db.close().await;
+    }
+}
+
+/// The threads all database work runs on (see [`crate::db`]). Dropping it does not wait: it may happen where waiting
+/// is not allowed.
+#[derive(Debug)]
+pub(super) struct DatabaseRuntime(Option<Runtime>, Handle);
+
+impl DatabaseRuntime {
+    pub(super) fn start() -> Result<Self, StartError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("database")
+            .worker_threads(cores.max(FEWEST_DATABASE_THREADS))
+            .enable_all()
+            .build()
+            .map_err(StartError::Threads)?;
+        let handle = runtime.handle().clone();
+        Ok(Self(Some(runtime), handle))
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.1
+    }
+}
+
+impl Drop for DatabaseRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+pub(super) async fn connect(config: &Config, runtime: &Handle) -> Result<Database, StartError> {
+    let settings = config.database_settings()?;
+    if let Some(directory) = settings.sqlite_file().map(directory_of) {
+        create_directory(directory)?;
+    }
+    Database::connect(settings, runtime.clone()).await.map_err(|fault| unusable(config, fault))
+}
+
+pub(super) fn unusable(config: &Config, fault: DbFault) -> StartError {
+    let database = config.database_settings().map_or_else(|error| error.to_string(), |s| s.describe());
+    StartError::Database { database, fault }
+}
+
+/// Locks the directory of a SQLite file against a second server. The lock goes with the process, however it ends.
+fn lock_data_directory(config: &Config) -> Result<Option<File>, StartError> {
+    let settings = config.database_settings()?;
+    let Some(file) = settings.sqlite_file() else { return Ok(None) };
+    let directory = directory_of(file);
+    create_directory(directory)?;
+    let in_directory = |source| StartError::DataDirectory { directory: directory.to_owned(), source };
+    let lock = File::create(directory.join("tombola.lock")).map_err(in_directory)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => Err(StartError::DataDirectoryInUse(directory.to_owned())),
+        Err(TryLockError::Error(source)) => Err(in_directory(source)),
+    }
+}
+
+/// A directory for us alone: the database in it holds the keys that sign access tokens.
+fn private_directory() -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+}
+
+fn create_directory(directory: &Path) -> Result<(), StartError> {
+    private_directory()
+        .create(directory)
+        .map_err(|source| StartError::DataDirectory { directory: directory.to_owned(), source })
+}
+
+fn directory_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    }
+}

@@ -1,0 +1,253 @@
+//! The modules, and what they add to the server: jobs, consumer groups, comparisons.
+
+use std::sync::Arc;
+
+use actix_web::web::Data;
+use chrono::TimeDelta;
+use futures_util::FutureExt;
+use utoipa_actix_web::service_config::ServiceConfig;
+
+use super::ground::Ground;
+use crate::activity::ActivityService;
+use crate::actors::batching::{AdmissionLimits, BatchSettings};
+use crate::catalog::reconcile::GoodsAgainstLedger;
+use crate::catalog::{self, CartService, CatalogService};
+use crate::config::Config;
+use crate::coupon::{self, CouponService};
+use crate::idempotency;
+use crate::ids::ActivityId;
+use crate::jobs::{self, Host, JobService};
+use crate::messaging::dead_letter::DeadLetters;
+use crate::messaging::groups::Groups;
+use crate::messaging::outbox_rows::OutboxRows;
+use crate::messaging::reconcile::{CommittedAgainstSent, SentAgainstApplied};
+use crate::messaging::{consumer, dead_letter, outbox_rows};
+use crate::order::OrderService;
+use crate::order::flash_sale::Terms;
+use crate::order::jobs::order_deadlines;
+use crate::order::store::Policy;
+use crate::payment::PaymentService;
+use crate::payment::groups::{order_payments, payment_log, payment_refunds};
+use crate::payment::jobs::payment_queries;
+use crate::ports::clock::SharedClock;
+use crate::ports::event_bus::Listener;
+use crate::ports::payment_gateway::Gateways;
+use crate::reconciliation::{Comparison, ReconciliationService};
+use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
+use crate::stock::release::stock_orders;
+use crate::stock::{self, StockService};
+use crate::wallet::reconcile::AccountsAgainstEntries;
+use crate::wallet::{self, Ledger, WalletService};
+
+/// Every module of the shop, wired. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Modules {
+    /// None in a command, which has no actors.
+    pub stock: Option<StockService>,
+    pub activities: ActivityService,
+    /// None in a command, as well.
+    pub catalog: Option<CatalogService>,
+    pub carts: CartService,
+    pub coupons: CouponService,
+    pub ledger: Ledger,
+    pub payments: PaymentService,
+    pub orders: OrderService,
+    config: Arc<Config>,
+    clock: SharedClock,
+}
+
+impl Modules {
+    /// Modules with actors. Must be called within an actix `System`.
+    pub fn for_server(ground: &Ground, config: &Config, clock: &SharedClock, gateways: Gateways) -> Self {
+        let stock = StockService::new(
+            ground.db.clone(),
+            ground.cluster.clone(),
+            clock.clone(),
+            terms(config),
+            batches(config),
+        );
+        let actors = stock.clone();
+        let on_change = move |activity| actors.activity_changed(activity);
+        let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
+        let catalog = CatalogService::new(db, ids, clock.clone(), config.shop.currency, batches(config));
+        let modules = Self::new(ground, config, clock, gateways, Arc::new(on_change), Some(batches(config)));
+        Self { stock: Some(stock), catalog: Some(catalog), ..modules }
+    }
+
+    /// Modules without actors: on this node nobody has to be told what they change.
+    pub fn for_command(ground: &Ground, config: &Config, clock: &SharedClock, gateways: Gateways) -> Self {
+        Self::new(ground, config, clock, gateways, Arc::new(|_| {}), None)
+    }
+
+    fn new(
+        ground: &Ground,
+        config: &Config,
+        clock: &SharedClock,
+        gateways: Gateways,
+        on_change: Arc<dyn Fn(ActivityId) + Send + Sync>,
+        batches: Option<BatchSettings>,
+    ) -> Self {
+        let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
+        let (policy, currency) = (policy(config), config.shop.currency);
+        let payments = PaymentService::new(db.clone(), ids.clone(), clock.clone(), gateways, policy, batches);
+        Self {
+            stock: None,
+            activities: ActivityService::new(db.clone(), clock.clone(), ids.clone(), currency, on_change),
+            catalog: None,
+            carts: CartService::new(db.clone(), clock.clone(), currency),
+            coupons: CouponService::new(db.clone(), ids.clone(), clock.clone(), currency),
+            ledger: Ledger::new(ids.clone(), currency),
+            orders: OrderService::new(db, ids, clock.clone(), policy, payments.clone(), batches),
+            payments,
+            config: Arc::new(config.clone()),
+            clock: clock.clone(),
+        }
+    }
+
+    /// Every job there is.
+    pub fn jobs(&self, ground: &Ground) -> JobService {
+        let (db, ids, clock) = (ground.db.clone(), ground.cluster.ids().clone(), self.clock.clone());
+        let schedules = self.config.jobs.schedules.clone();
+        let keep = self.config.messaging.keep;
+        let logs = vec![
+            idempotency::LOG,
+            jobs::history(self.config.jobs.keep_runs),
+            outbox_rows::log(keep),
+            consumer::log(keep),
+            dead_letter::log(keep),
+        ];
+        let all = vec![
+            jobs::activity_states(self.activities.clone(), schedules.activity_states),
+            jobs::coupon_expiry(self.coupons.clone(), schedules.coupon_expiry),
+            jobs::dead_letter_replay(self.dead_letters(ground), schedules.dead_letter_replay),
+            jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
+            jobs::outbox_sweep(self.outbox(ground), schedules.outbox_sweep),
+            jobs::reconciliation(self.reconciliation(ground), schedules.reconciliation),
+            order_deadlines(self.orders.clone(), schedules.order_deadlines),
+            payment_queries(self.payments.clone(), schedules.payment_queries),
+        ];
+        JobService::new(Host { db, clock, ids, holder: ground.cluster.incarnation() }, all)
+    }
+
+    /// Every consumer group there is.
+    pub fn groups(&self, ground: &Ground) -> Groups {
+        let (ids, clock) = (ground.cluster.ids().clone(), self.clock.clone());
+        Groups::new(vec![
+            stock::projection::group(),
+            stock_orders(ids.clone(), clock.clone()),
+            catalog::returns::group(ids.clone(), clock.clone()),
+            coupon::groups::orders(ids.clone(), clock.clone()),
+            wallet::groups::balances(self.ledger.clone(), clock.clone()),
+            wallet::groups::points(self.ledger.clone(), clock.clone(), self.config.shop.points_per_major),
+            order_payments(ids, clock, policy(&self.config)),
+            payment_log(),
+            payment_refunds(self.payments.clone()),
+        ])
+    }
+
+    /// Everything that should agree with something else.
+    pub fn reconciliation(&self, ground: &Ground) -> ReconciliationService {
+        let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
+        let comparisons: Vec<Box<dyn Comparison>> = vec![
+            Box::new(TotalAgainstBlocks(db.clone())),
+            Box::new(BlocksAgainstTakes(db.clone())),
+            Box::new(ProjectionAgainstBlocks(db.clone())),
+            Box::new(CommittedAgainstSent(db.clone())),
+            Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &self.groups(ground))),
+            Box::new(GoodsAgainstLedger(db.clone())),
+            Box::new(AccountsAgainstEntries(db.clone())),
+        ];
+        ReconciliationService::new(db, ids, self.clock.clone(), comparisons)
+    }
+
+    /// What the consumer groups could not apply.
+    pub fn dead_letters(&self, ground: &Ground) -> DeadLetters {
+        let ids = ground.cluster.ids().clone();
+        DeadLetters::new(ground.db.clone(), self.clock.clone(), ids, self.groups(ground).specs())
+    }
+
+    /// What was committed to be published.
+    pub fn outbox(&self, ground: &Ground) -> OutboxRows {
+        OutboxRows::new(ground.db.clone(), self.clock.clone())
+    }
+
+    /// What handlers take as `Data`.
+    pub fn services(
+        &self,
+        ground: &Ground,
+        jobs: JobService,
+    ) -> impl Fn(&mut ServiceConfig<'_>) + Clone + Send + 'static {
+        let (activities, orders) = (Data::new(self.activities.clone()), Data::new(self.orders.clone()));
+        let (payments, jobs) = (Data::new(self.payments.clone()), Data::new(jobs));
+        let takes = self.stock.clone().map(Data::new);
+        let goods = self.catalog.clone().map(Data::new);
+        let (carts, coupons) = (Data::new(self.carts.clone()), Data::new(self.coupons.clone()));
+        let wallets = WalletService::new(ground.db.clone(), self.clock.clone(), self.ledger.clone());
+        let wallets = Data::new(wallets);
+        let reconciliation = Data::new(self.reconciliation(ground));
+        let (letters, outbox) = (Data::new(self.dead_letters(ground)), Data::new(self.outbox(ground)));
+        move |routes| {
+            if let Some(takes) = &takes {
+                routes.app_data(takes.clone());
+            }
+            if let Some(goods) = &goods {
+                routes.app_data(goods.clone());
+            }
+            routes
+                .app_data(carts.clone())
+                .app_data(coupons.clone())
+                .app_data(wallets.clone())
+                .app_data(activities.clone())
+                .app_data(orders.clone())
+                .app_data(payments.clone())
+                .app_data(reconciliation.clone())
+                .app_data(jobs.clone())
+                .app_data(letters.clone())
+                .app_data(outbox.clone());
+        }
+    }
+
+    /// What this node does when another one says that something changed.
+    pub fn ear(&self) -> Listener {
+        match &self.stock {
+            Some(stock) => stock.ear(),
+            None => Arc::new(|_| std::future::ready(()).boxed()),
+        }
+    }
+
+    /// Lets every actor finish what was accepted.
+    pub async fn stop(&self) {
+        if let Some(stock) = &self.stock {
+            stock.stop().await;
+        }
+        if let Some(catalog) = &self.catalog {
+            catalog.stop().await;
+        }
+        self.payments.stop().await;
+        self.orders.stop().await;
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy { refund_approval: config.order.refund_approval }
+}
+
+fn terms(config: &Config) -> Terms {
+    let payment_timeout = TimeDelta::from_std(config.order.payment_timeout).unwrap_or(TimeDelta::MAX);
+    Terms { currency: config.shop.currency, payment_timeout }
+}
+
+fn batches(config: &Config) -> BatchSettings {
+    let stock = &config.stock;
+    BatchSettings {
+        max_batch: stock.max_batch,
+        admission: AdmissionLimits {
+            waiting_per_key: stock.max_waiting_per_activity,
+            waiting_in_process: stock.max_waiting,
+            wait: stock.max_wait,
+        },
+        // Whoever was let in waits for the batch before theirs, then for their own.
+        answer_deadline: stock.max_wait + config.database.deadline,
+        passivate_after: stock.passivate_after,
+    }
+}

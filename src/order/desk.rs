@@ -1,0 +1,203 @@
+//! What the lanes of orders do: new drafts, and steps of orders, many in one transaction, each answer kept for repeats
+//! of its request.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use entities::order_request;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
+
+use super::model::Order;
+use super::store::{self, Policy, Step, StepRefusal};
+use crate::actors::lanes::Desk;
+use crate::db::bulk::{Column, Rows, Script};
+use crate::db::{DbFault, Tx};
+use crate::idempotency::{self, Answer, Answered, KeyRefusal, RequestKey};
+use crate::ids::{Ids, OrderId};
+use crate::ports::clock::{SharedClock, to_micros};
+
+/// What is asked of one order.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// To be stored as it is: the first step of the saga.
+    Draft { order: Arc<Order>, key: Option<RequestKey> },
+    /// To go on.
+    Step { step: Step, key: Option<RequestKey>, status: u16 },
+}
+
+impl Work {
+    pub fn order(&self) -> OrderId {
+        match self {
+            Self::Draft { order, .. } => order.id,
+            Self::Step { step, .. } => step.order,
+        }
+    }
+}
+
+/// Why an order was not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkRefusal {
+    #[error(transparent)]
+    Step(#[from] StepRefusal),
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct OrderDesk {
+    pub ids: Ids,
+    pub clock: SharedClock,
+    pub policy: Policy,
+}
+
+impl Desk for OrderDesk {
+    const NAME: &'static str = "orders";
+    type Item = Work;
+    type Done = Answered<Order>;
+    type Refusal = WorkRefusal;
+
+    async fn settle(
+        &self,
+        tx: Tx,
+        items: Arc<[Work]>,
+    ) -> Result<Vec<Result<Answered<Order>, WorkRefusal>>, DbFault> {
+        let mut kept = kept_answers(&tx, &items).await?;
+        let begun = begun_requests(&tx, &items).await?;
+        let stored = stored_drafts(&tx, &items).await?;
+        let mut answers: Vec<Option<Result<Answered<Order>, WorkRefusal>>> = Vec::with_capacity(items.len());
+        let (mut drafts, mut steps) = (Vec::new(), Vec::new());
+        let mut drafted: HashMap<[u8; 32], OrderId> = begun;
+        for work in items.iter() {
+            let repeat = key_of(work).and_then(|key| kept.get(&key.id).map(|first| replay(&key, first)));
+            answers.push(match (repeat, work) {
+                (Some(repeat), _) => Some(repeat),
+                (None, Work::Draft { order, key }) => match key {
+                    Some(key) if drafted.get(&key.id).is_some_and(|begun| *begun != order.id) => {
+                        Some(Err(KeyRefusal::InProgress.into()))
+                    }
+                    key => {
+                        if let Some(key) = key {
+                            drafted.insert(key.id, order.id);
+                        }
+                        if !stored.contains(&order.id) {
+                            drafts.push((order.clone(), *key));
+                        }
+                        Some(Ok(Answered::Fresh(order.as_ref().clone())))
+                    }
+                },
+                (None, Work::Step { step, .. }) => {
+                    steps.push(step.clone());
+                    None
+                }
+            });
+        }
+        insert_drafts(&tx, &drafts, &self.clock).await?;
+        let now = self.clock.now();
+        let mut advanced = store::advance(&tx, &self.ids, now, self.policy, &steps).await?.into_iter();
+        let mut to_keep = Vec::new();
+        for (work, answer) in items.iter().zip(&mut answers) {
+            let (None, Work::Step { key, status, .. }) = (&answer, work) else { continue };
+            let Some(result) = advanced.next() else { return Err(DbFault::Missing("an answer to a step")) };
+            *answer = Some(match (result, key) {
+                (Err(refusal), _) => Err(refusal.into()),
+                (Ok(advanced), None) => Ok(Answered::Fresh(advanced.into_order())),
+                (Ok(advanced), Some(key)) => {
+                    let order = advanced.into_order();
+                    let first = Answer { status: *status, body: serde_json::to_string(&order.view()?)? };
+                    match kept.insert(key.id, (*key, first.clone())) {
+                        // A twin within this group was first.
+                        Some(twin) => replay(key, &twin),
+                        None => {
+                            to_keep.push((*key, first));
+                            Ok(Answered::Fresh(order))
+                        }
+                    }
+                }
+            });
+        }
+        let mut script = Script::new();
+        idempotency::keep_all(&to_keep, now, &mut script);
+        if !to_keep.is_empty() {
+            script.execute(&tx).await?;
+        }
+        answers.into_iter().map(|answer| answer.ok_or(DbFault::Missing("an answer to an order"))).collect()
+    }
+}
+
+fn key_of(work: &Work) -> Option<RequestKey> {
+    match work {
+        Work::Draft { key, .. } | Work::Step { key, .. } => *key,
+    }
+}
+
+fn replay(key: &RequestKey, first: &(RequestKey, Answer)) -> Result<Answered<Order>, WorkRefusal> {
+    if first.0 == *key { Ok(Answered::Replayed(first.1.clone())) } else { Err(KeyRefusal::Reused.into()) }
+}
+
+async fn kept_answers(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], (RequestKey, Answer)>, DbFault> {
+    let keys: Vec<RequestKey> = items.iter().filter_map(key_of).collect();
+    let kept = idempotency::kept_answers(tx, &keys).await?;
+    Ok(kept.into_iter().map(|(key, answer)| (key.id, (key, answer))).collect())
+}
+
+/// The orders that requests with the keys of new drafts began already.
+async fn begun_requests(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], OrderId>, DbFault> {
+    let keys = items.iter().filter_map(|work| match work {
+        Work::Draft { key: Some(key), .. } => Some(key.id.to_vec()),
+        Work::Draft { key: None, .. } | Work::Step { .. } => None,
+    });
+    let keys: Vec<Vec<u8>> = keys.collect();
+    if keys.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let found = order_request::Entity::find().filter(order_request::Column::Id.is_in(keys)).all(tx).await?;
+    found
+        .into_iter()
+        .map(|row| {
+            let key = row.id.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
+            Ok((key, OrderId(row.order_id)))
+        })
+        .collect()
+}
+
+/// The new drafts that are there already: a group of unknown outcome is asked again.
+async fn stored_drafts(tx: &Tx, items: &[Work]) -> Result<HashSet<OrderId>, DbFault> {
+    let drafts = items.iter().filter(|work| matches!(work, Work::Draft { .. }));
+    let ids: Vec<i64> = drafts.map(|work| work.order().0).collect();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = Rows::new().column("id", Column::Big(ids));
+    let sql = "SELECT o.id FROM {rows} JOIN orders o ON o.id = r.id";
+    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
+    found.iter().map(|row| Ok(OrderId(row.try_get("", "id")?))).collect()
+}
+
+async fn insert_drafts(
+    tx: &Tx,
+    drafts: &[(Arc<Order>, Option<RequestKey>)],
+    clock: &SharedClock,
+) -> Result<(), DbFault> {
+    if drafts.is_empty() {
+        return Ok(());
+    }
+    let now = to_micros(clock.now());
+    let mut script = Script::new();
+    let orders: Vec<&Order> = drafts.iter().map(|(order, _)| order.as_ref()).collect();
+    store::insert_all(&orders, &mut script);
+    let keyed: Vec<(RequestKey, OrderId)> =
+        drafts.iter().filter_map(|(order, key)| Some(((*key)?, order.id))).collect();
+    if !keyed.is_empty() {
+        let rows = Rows::new()
+            .column("id", Column::Hash(keyed.iter().map(|(key, _)| key.id).collect()))
+            .column("order_id", Column::Big(keyed.iter().map(|(_, order)| order.0).collect()));
+        script.push_rows(
+            "INSERT INTO order_request (id, order_id, created_at) SELECT r.id, r.order_id, ? FROM {rows}",
+            [now.into()],
+            rows,
+        );
+    }
+    script.execute(tx).await?;
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! The front door of orders: one method per use case.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use super::desk::{OrderDesk, Work, WorkRefusal};
+use super::machine::{Command, Refusal, State};
+use super::model::{Cause, Order, TimelineEntry};
+use super::store::{self, Advanced, Listing, Overdue, Policy, Step, StepRefusal};
+use crate::actors::batching::BatchSettings;
+use crate::actors::lanes::{LaneError, Lanes};
+use crate::db::{Database, DbFault};
+use crate::idempotency::{Answered, KeyRefusal, RequestKey};
+use crate::ids::{Ids, OrderId, UserId};
+use crate::payment::service::{OpenPayments, PaymentError, PaymentService};
+use crate::ports::clock::SharedClock;
+
+/// Overdue orders that are given up in one transaction.
+const PAGE: u64 = 500;
+/// Orders whose gateways are asked at once.
+const AT_ONCE: usize = 16;
+
+/// Why an order was not made or changed.
+#[derive(Debug, Error)]
+pub enum OrderError {
+    #[error("there is no such order")]
+    NotFound,
+    #[error("the order is {state}: {refusal}")]
+    Refused { command: Command, state: State, refusal: Refusal },
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    /// A gateway does not say whether money is still coming.
+    #[error("a payment of the order is unclear: {0}")]
+    PaymentUnclear(#[from] PaymentError),
+    #[error(transparent)]
+    Lane(LaneError<()>),
+    #[error(transparent)]
+    Db(#[from] DbFault),
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// Sees and moves only what is theirs.
+    Customer(UserId),
+    Operator(UserId),
+}
+
+impl By {
+    fn cause(self) -> Cause {
+        match self {
+            Self::Customer(user) => Cause::Customer(user),
+            Self::Operator(user) => Cause::Operator(user),
+        }
+    }
+
+    fn may_see(self, order: &Order) -> bool {
+        match self {
+            Self::Customer(user) => order.user_id == user && order.is_visible(),
+            Self::Operator(_) => true,
+        }
+    }
+}
+
+/// What became of the orders whose time was up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expired {
+    pub cancelled: u64,
+    /// Paid in the last moment.
+    pub paid: u64,
+    /// Left for later, because a gateway does not say whether it took money for them.
+    pub unclear: u64,
+}
+
+/// Makes orders, shows them and moves them on. Clones share everything.
+#[derive(Clone)]
+pub struct OrderService(Arc<Inner>);
+
+struct Inner {
+    db: Database,
+    ids: Ids,
+    clock: SharedClock,
+    policy: Policy,
+    payments: PaymentService,
+    lanes: Option<Lanes<OrderDesk>>,
+}
+
+impl fmt::Debug for OrderService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrderService").finish_non_exhaustive()
+    }
+}
+
+impl OrderService {
+    /// Without `settings` it has no lanes and only gives up what is overdue: for a command.
+    ///
+    /// With them it must be called within an actix `System`.
+    pub fn new(
+        db: Database,
+        ids: Ids,
+        clock: SharedClock,
+        policy: Policy,
+        payments: PaymentService,
+        settings: Option<BatchSettings>,
+    ) -> Self {
+        let desk = OrderDesk { ids: ids.clone(), clock: clock.clone(), policy };
+        let lanes = settings.map(|settings| Lanes::new(db.clone(), settings, desk));
+        Self(Arc::new(Inner { db, ids, clock, policy, payments, lanes }))
+    }
+
+    /// An order that `by` may see.
+    pub async fn get(&self, by: By, id: OrderId) -> Result<Order, OrderError> {
+        let found = self.0.db.read(move |db| async move { store::find(&db, id).await }).await;
+        let found: Option<Order> = found.map_err(|fault: DbFault| fault)?;
+        found.filter(|order| by.may_see(order)).ok_or(OrderError::NotFound)
+    }
+
+    /// A page of orders, newest first.
+    pub async fn list(&self, listing: Listing) -> Result<Vec<Order>, DbFault> {
+        self.0.db.read(move |db| async move { store::page(&db, listing).await }).await
+    }
+
+    /// What happened to an order that `by` may see.
+    pub async fn timeline(&self, by: By, id: OrderId) -> Result<Vec<TimelineEntry>, OrderError> {
+        let order = self.get(by, id).await?;
+        Ok(self.0.db.read(move |db| async move { store::timeline(&db, &order).await }).await?)
+    }
+
+    /// Cancels an order that is not paid (ORD-15). Open payments are closed at their gateways first (R22).
+    pub async fn cancel(
+        &self,
+        by: By,
+        id: OrderId,
+        reason: Option<String>,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Order>, OrderError> {
+        self.get(by, id).await?;
+        let mut step = Step::new(id, Command::Cancel, by.cause());
+        step.reason = reason;
+        match self.ask(step.clone(), key, 200).await {
+            Err(OrderError::Refused { refusal: Refusal::PaymentOpen, .. }) => {
+                if let OpenPayments::Captured(payment) = self.0.payments.close_open(id).await? {
+                    let paid = Step::new(id, Command::Pay(payment), Cause::Payment(payment));
+                    self.ask(paid, None, 200).await?;
+                }
+                self.ask(step, key, 200).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// An operator says that the goods have left, or have arrived.
+    pub async fn deliver(
+        &self,
+        by: UserId,
+        id: OrderId,
+        command: Command,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Order>, OrderError> {
+        self.ask(Step::new(id, command, Cause::Operator(by)), key, 200).await
+    }
+
+    /// Asks for the money of an order back; it is on its way when this answers, or waits for an operator.
+    pub async fn refund(
+        &self,
+        by: By,
+        id: OrderId,
+        reason: String,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Order>, OrderError> {
+        self.get(by, id).await?;
+        let step = Step { reason: Some(reason), ..Step::new(id, Command::Refund, by.cause()) };
+        self.ask(step, key, 202).await
+    }
+
+    async fn ask(
+        &self,
+        step: Step,
+        key: Option<RequestKey>,
+        status: u16,
+    ) -> Result<Answered<Order>, OrderError> {
+        let (id, command, cause) = (step.order, step.command, step.cause);
+        let answer = self.work(Work::Step { step, key, status }).await.map_err(|error| match error {
+            LaneError::Refused(WorkRefusal::Step(StepRefusal::NotFound)) => OrderError::NotFound,
+            LaneError::Refused(WorkRefusal::Step(StepRefusal::Refused(state, refusal))) => {
+                OrderError::Refused { command, state, refusal }
+            }
+            LaneError::Refused(WorkRefusal::Key(refusal)) => refusal.into(),
+            LaneError::Unavailable => OrderError::Lane(LaneError::Unavailable),
+            LaneError::Unserved(unserved) => OrderError::Lane(unserved.into()),
+        })?;
+        if let Answered::Fresh(order) = &answer {
+            info!(order.id = %id, "Order {id} is {} after {command:?} by {cause}", order.state);
+        }
+        Ok(answer)
+    }
+
+    async fn work(&self, work: Work) -> Result<Answered<Order>, LaneError<WorkRefusal>> {
+        match &self.0.lanes {
+            Some(lanes) => lanes.ask(work.order().0, work).await,
+            None => Err(LaneError::Unavailable),
+        }
+    }
+
+    /// Gives up every draft and every unpaid order whose time is up (ORD-13, ORD-14).
+    pub async fn expire_due(&self) -> Result<Expired, DbFault> {
+        let mut expired = Expired::default();
+        for state in [State::Draft, State::AwaitingPayment] {
+            let mut after = Overdue::FIRST;
+            loop {
+                let now = self.0.clock.now();
+                let page =
+                    self.0.db.read(move |db| async move { store::due(&db, state, now, after, PAGE).await });
+                let page: Vec<Overdue> = page.await?;
+                let Some(last) = page.last() else { break };
+                after = *last;
+                self.expire(page.into_iter().map(|overdue| overdue.order).collect(), &mut expired).await?;
+            }
+        }
+        Ok(expired)
+    }
+
+    async fn expire(&self, orders: Vec<OrderId>, expired: &mut Expired) -> Result<(), DbFault> {
+        let steps: Vec<Step> = orders.iter().map(|&order| expiry(order)).collect();
+        let mut open = Vec::new();
+        for (order, answer) in orders.into_iter().zip(self.advance(steps).await?) {
+            match answer {
+                Ok(Advanced::Changed(_)) => expired.cancelled += 1,
+                Err(StepRefusal::Refused(_, Refusal::PaymentOpen)) => open.push(order),
+                Ok(Advanced::AlreadyDone(_)) | Err(_) => {}
+            }
+        }
+        let closing =
+            stream::iter(open).map(|order| async move { (order, self.0.payments.close_open(order).await) });
+        let mut steps = Vec::new();
+        for (order, closed) in closing.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
+            match closed {
+                Ok(OpenPayments::Closed) => steps.push(expiry(order)),
+                Ok(OpenPayments::Captured(payment)) => {
+                    steps.push(Step::new(order, Command::Pay(payment), Cause::Payment(payment)));
+                }
+                Err(error) => {
+                    expired.unclear += 1;
+                    warn!(order.id = %order, %error, "Order {order} is overdue, and a payment of it is unclear");
+                }
+            }
+        }
+        for answer in self.advance(steps).await?.into_iter().flatten() {
+            match answer.into_order().state {
+                State::Cancelled | State::Invalid => expired.cancelled += 1,
+                _ => expired.paid += 1,
+            }
+        }
+        Ok(())
+    }
+
+    async fn advance(&self, steps: Vec<Step>) -> Result<Vec<Result<Advanced, StepRefusal>>, DbFault> {
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
+        let steps = Arc::new(steps);
+        self.0
+            .db
+            .transaction(move |tx| {
+                let (ids, clock, steps) = (ids.clone(), clock.clone(), steps.clone());
+                async move { store::advance(&tx, &ids, clock.now(), policy, &steps).await }
+            })
+            .await
+    }
+
+    /// Lets what was accepted be done.
+    pub async fn stop(&self) {
+        if let Some(lanes) = &self.0.lanes {
+            lanes.stop().await;
+        }
+    }
+}
+
+fn expiry(order: OrderId) -> Step {
+    Step::new(order, Command::Expire, Cause::Deadline)
+}

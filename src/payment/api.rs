@@ -1,0 +1,244 @@
+//! Payments and refunds over HTTP.
+#![expect(unused_qualifications, reason = "utoipa::path spells the types of parameters out")]
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::CONTENT_TYPE;
+use actix_web::web::{Data, Json};
+use actix_web::{HttpRequest, HttpResponse, get, post};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use utoipa::{IntoParams, ToSchema};
+
+use super::model::{PaymentView, Refund, RefundState};
+use super::service::{NoticeError, PaymentError, PaymentService, Wish};
+use crate::actors::lanes::LaneError;
+use crate::error::{ApiError, Code, FieldError};
+use crate::http::{
+    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
+    PathName, RawBody, Reason, Staff, Validate, answered, request_key,
+};
+use crate::idempotency::Answered;
+use crate::identity::Caller;
+use crate::ids::{OrderId, RefundId};
+use crate::ports::payment_gateway::{Channel, GatewayError, NoticeHeaders, NoticeRefusal, PaymentMode};
+use crate::refusals;
+
+refusals!(OpenRefusals: OrderNotPayable, OrderAlreadyPaid, GatewayRefused, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(NoticeRefusals: PaymentMismatch, MalformedRequest, Unauthenticated, NotFound, Overloaded, BodyTooLarge);
+refusals!(DecisionRefusals: TransitionNotAllowed, IdempotencyKeyReused, IdempotencyInProgress);
+
+/// How to pay.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewPayment {
+    channel: Channel,
+    /// Unless given, what the channel usually does: `native` (WeChat), `precreate` (Alipay).
+    #[serde(default)]
+    mode: Option<PaymentMode>,
+    /// The customer's openid, for the mode `jsapi`.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
+    payer: Option<String>,
+}
+
+impl Validate for NewPayment {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        let acceptable = |payer: &String| {
+            (1..=128).contains(&payer.chars().count()) && !payer.chars().any(char::is_control)
+        };
+        if !self.payer.as_ref().is_none_or(acceptable) {
+            let detail = "1 to 128 characters, no control characters".to_owned();
+            errors.push(FieldError { pointer: "/payer".to_owned(), detail });
+        }
+    }
+}
+
+/// A payment that waits for its customer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Opened {
+    pub(super) payment: PaymentView,
+}
+
+/// Opens a payment of the caller's order, or the one of this channel that is open already.
+#[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = NewPayment,
+    responses((status = 201, description = "What the client needs in order to pay", body = Opened), OpenRefusals))]
+#[post("/orders/{id}/payments")]
+pub(crate) async fn open(
+    payments: Data<PaymentService>,
+    req: HttpRequest,
+    caller: Caller,
+    id: PathId<OrderId>,
+    key: IdempotencyKey,
+    body: JsonBody<NewPayment>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(caller.user, &req, &key, body.fingerprint);
+    let NewPayment { channel, mode, payer } = body.value;
+    let opened = match payments.create(caller.user, id.0, Wish { channel, mode, payer }, key).await? {
+        Answered::Fresh(payment) => Answered::Fresh(Opened { payment }),
+        Answered::Replayed(first) => Answered::Replayed(first),
+    };
+    Ok(answered(StatusCode::CREATED, opened))
+}
+
+/// The payments of the caller's order, oldest first.
+#[utoipa::path(tag = "payments", responses((status = 200, description = "The payments", body = List<PaymentView>)))]
+#[get("/orders/{id}/payments")]
+pub(crate) async fn of_order(
+    payments: Data<PaymentService>,
+    caller: Caller,
+    id: PathId<OrderId>,
+) -> ApiResult<Json<List<PaymentView>>> {
+    let found = payments.of_order(Some(caller.user), id.0).await?;
+    Ok(Json(List::whole(found.into_iter().map(PaymentView::from).collect())))
+}
+
+/// The refunds of the caller's order, oldest first.
+#[utoipa::path(tag = "payments", responses((status = 200, description = "The refunds", body = List<Refund>)))]
+#[get("/orders/{id}/refunds")]
+pub(crate) async fn refunds_of_order(
+    payments: Data<PaymentService>,
+    caller: Caller,
+    id: PathId<OrderId>,
+) -> ApiResult<Json<List<Refund>>> {
+    Ok(Json(List::whole(payments.refunds_of(Some(caller.user), id.0).await?)))
+}
+
+/// What payment gateways tell, in their own formats, signed by their own keys.
+#[utoipa::path(tag = "payments", security(()), request_body(content = String, content_type = "*/*"),
+    responses((status = 200, description = "It is kept; the body is what the gateway wants to read"), NoticeRefusals))]
+#[post("/payments/callbacks/{name}")]
+pub(crate) async fn notice(
+    payments: Data<PaymentService>,
+    req: HttpRequest,
+    channel: PathName,
+    body: RawBody<65_536>,
+) -> ApiResult<HttpResponse> {
+    let not_found = || ApiError::new(Code::NotFound, "There is no such payment channel here.");
+    let channel: Channel = channel.0.parse().map_err(|_| not_found())?;
+    let headers: NoticeHeaders = req
+        .headers()
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+        .collect();
+    let kept = payments.notice(channel, &headers, &body.0).await.map_err(|error| match error {
+        NoticeError::ChannelOff => not_found(),
+        NoticeError::Refused(refusal) => {
+            warn!(target: "security", %channel, "Refused a payment notice: {refusal}");
+            refused(&refusal)
+        }
+        NoticeError::Contradiction(contradiction) => {
+            ApiError::new(Code::PaymentMismatch, contradiction.to_string())
+        }
+        NoticeError::Lane(error) => lane(error),
+        NoticeError::Payment(error) => error.into(),
+    })?;
+    let status = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::OK);
+    Ok(HttpResponse::build(status).insert_header((CONTENT_TYPE, kept.content_type)).body(kept.body))
+}
+
+fn refused(refusal: &NoticeRefusal) -> ApiError {
+    match refusal {
+        NoticeRefusal::Forged(_) | NoticeRefusal::Stale => {
+            ApiError::new(Code::Unauthenticated, "The signature does not hold.")
+        }
+        NoticeRefusal::Malformed(detail) => ApiError::new(Code::MalformedRequest, detail.clone()),
+        NoticeRefusal::WrongMerchant(_) => {
+            ApiError::new(Code::PaymentMismatch, "The notice is about another merchant.")
+        }
+    }
+}
+
+fn lane<R>(error: LaneError<R>) -> ApiError {
+    error.into_api_error(|_| ApiError::new(Code::InternalError, "A refusal was lost."))
+}
+
+/// Which refunds to list.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct RefundFilter {
+    state: Option<RefundState>,
+}
+
+/// Refunds, newest first.
+#[utoipa::path(tag = "payments", params(Page, RefundFilter),
+    responses((status = 200, description = "A page of refunds", body = List<Refund>)))]
+#[get("/admin/refunds")]
+pub(crate) async fn refunds(
+    payments: Data<PaymentService>,
+    _: Staff,
+    query: ListQuery<RefundFilter>,
+) -> ApiResult<Json<List<Refund>>> {
+    let page = query.page;
+    let found = payments.refunds(query.filter.state, page.after().map(RefundId), page.rows()).await?;
+    Ok(Json(page.list(found, |refund| refund.id.0, |refund| refund)))
+}
+
+/// Agrees to a refund, or has one that failed at the gateway tried again.
+#[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = Option<NoMembers>,
+    responses((status = 200, description = "The refund as it is now", body = Refund), DecisionRefusals))]
+#[post("/admin/refunds/{id}/approve")]
+pub(crate) async fn approve(
+    payments: Data<PaymentService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<RefundId>,
+    key: IdempotencyKey,
+    body: OptionalBody<NoMembers>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(operator.0.user, &req, &key, body.fingerprint);
+    Ok(answered(StatusCode::OK, payments.approve(operator.0.user, id.0, key).await?))
+}
+
+/// Refuses a refund that waits for an operator; the order is again what it was.
+#[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = Reason,
+    responses((status = 200, description = "The refund as it is now", body = Refund), DecisionRefusals))]
+#[post("/admin/refunds/{id}/refuse")]
+pub(crate) async fn refuse(
+    payments: Data<PaymentService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<RefundId>,
+    key: IdempotencyKey,
+    body: JsonBody<Reason>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(operator.0.user, &req, &key, body.fingerprint);
+    let refused = payments.refuse(operator.0.user, id.0, body.value.reason, key).await?;
+    Ok(answered(StatusCode::OK, refused))
+}
+
+impl From<PaymentError> for ApiError {
+    fn from(error: PaymentError) -> Self {
+        match error {
+            PaymentError::NotFound => Self::new(Code::NotFound, "There is nothing with this id."),
+            PaymentError::NotPayable(state) => {
+                Self::new(Code::OrderNotPayable, format!("The order is {state}."))
+            }
+            PaymentError::TooLate => Self::new(Code::OrderNotPayable, "The time to pay is over."),
+            PaymentError::AlreadyPaid => Self::new(Code::OrderAlreadyPaid, "The order is paid."),
+            PaymentError::ChannelOff(channel) => {
+                Self::invalid("/channel", format!("payments through {channel} are not set up here"))
+            }
+            PaymentError::RefundSettled(state) => {
+                Self::new(Code::TransitionNotAllowed, format!("The refund is {state}."))
+            }
+            PaymentError::Gateway(GatewayError::Unclear(_)) => Self::new(
+                Code::DependencyUnavailable,
+                "The payment gateway does not answer clearly. Try again.",
+            ),
+            PaymentError::Gateway(GatewayError::Refused { code, message }) => {
+                Self::new(Code::GatewayRefused, format!("{code}: {message}"))
+            }
+            PaymentError::Gateway(GatewayError::Unfit(detail)) => Self::invalid("/mode", detail),
+            PaymentError::Contradiction(contradiction) => {
+                Self::new(Code::PaymentMismatch, contradiction.to_string())
+            }
+            PaymentError::Unavailable => {
+                Self::new(Code::DependencyUnavailable, "The database is not available.")
+            }
+            PaymentError::Key(refusal) => refusal.into(),
+            PaymentError::NodeNumber(lost) => crate::db::DbFault::from(lost).into(),
+            PaymentError::Db(fault) => fault.into(),
+        }
+    }
+}

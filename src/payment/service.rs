@@ -1,0 +1,590 @@
+//! The front door of payments: one method per use case.
+//!
+//! A gateway is never asked within a transaction, and what it says is settled in one ([`store::settle`]). Whoever asks
+//! it may stop half-way: everything here may be asked again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tracing::{error, info, warn};
+
+use super::model::{Payment, PaymentState, PaymentView, Refund, RefundState};
+use super::store::{Contradiction, Source, Statement, Word};
+use super::{refund, store};
+use crate::actors::batching::BatchSettings;
+use crate::actors::lanes::{Desk, LaneError, Lanes};
+use crate::db::{AsDbFault, Database, DbFault, Tx};
+use crate::idempotency::{self, Answer, Answered, KeyRefusal, RequestKey};
+use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, RefundId, UserId};
+use crate::order::machine::{Command, State};
+use crate::order::model::{Cause, Order};
+use crate::order::store::{self as orders, Policy, Step};
+use crate::ports::clock::SharedClock;
+use crate::ports::payment_gateway::{
+    Acknowledgement, Channel, Closing, GatewayError, GatewayState, Gateways, NoticeHeaders, NoticeKind,
+    NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder, RefundOrder, RefundState as AtGateway,
+};
+
+/// How a customer wants to pay.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub channel: Channel,
+    pub mode: Option<PaymentMode>,
+    /// As the gateway knows who pays.
+    pub payer: Option<String>,
+}
+
+/// Why there is no payment, or no refund.
+#[derive(Debug, Error)]
+pub enum PaymentError {
+    #[error("there is no such order, payment or refund")]
+    NotFound,
+    #[error("the order is {0}")]
+    NotPayable(State),
+    #[error("the time to pay is over")]
+    TooLate,
+    #[error("the order is paid")]
+    AlreadyPaid,
+    #[error("payments through {0} are not set up here")]
+    ChannelOff(Channel),
+    #[error("the refund is {0}")]
+    RefundSettled(RefundState),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    #[error("the gateway contradicts us: {0}")]
+    Contradiction(Contradiction),
+    #[error("the database is not available")]
+    Unavailable,
+    #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    #[error(transparent)]
+    NodeNumber(#[from] NodeNumberLost),
+    #[error(transparent)]
+    Db(#[from] DbFault),
+}
+
+impl AsDbFault for PaymentError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        if let Self::Db(fault) = self { Some(fault) } else { None }
+    }
+}
+
+/// Why a notice was not obeyed.
+#[derive(Debug, Error)]
+pub enum NoticeError {
+    #[error("payments through this channel are not set up here")]
+    ChannelOff,
+    #[error(transparent)]
+    Refused(#[from] NoticeRefusal),
+    #[error(transparent)]
+    Contradiction(Contradiction),
+    #[error(transparent)]
+    Lane(LaneError<Contradiction>),
+    #[error(transparent)]
+    Payment(#[from] PaymentError),
+}
+
+/// What became of the open payments of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenPayments {
+    /// No gateway will capture anything more.
+    Closed,
+    /// The customer was faster.
+    Captured(PaymentId),
+}
+
+/// Settles what gateways say, in groups.
+#[derive(Debug, Clone)]
+struct SettlingDesk {
+    ids: Ids,
+    clock: SharedClock,
+}
+
+impl Desk for SettlingDesk {
+    const NAME: &'static str = "payments";
+    type Item = Arc<Statement>;
+    type Done = Payment;
+    type Refusal = Contradiction;
+
+    async fn settle(
+        &self,
+        tx: Tx,
+        items: Arc<[Arc<Statement>]>,
+    ) -> Result<Vec<Result<Payment, Contradiction>>, DbFault> {
+        let statements: Vec<Statement> = items.iter().map(|statement| statement.as_ref().clone()).collect();
+        store::settle(&tx, &self.ids, self.clock.now(), &statements).await
+    }
+}
+
+/// Opens payments, settles them, gives money back. Clones share everything.
+#[derive(Clone)]
+pub struct PaymentService(Arc<Inner>);
+
+struct Inner {
+    db: Database,
+    ids: Ids,
+    clock: SharedClock,
+    gateways: Gateways,
+    policy: Policy,
+    lanes: Option<Lanes<SettlingDesk>>,
+}
+
+impl fmt::Debug for PaymentService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PaymentService").field("gateways", &self.0.gateways).finish_non_exhaustive()
+    }
+}
+
+impl PaymentService {
+    /// Without `settings` each statement is settled by itself: for a command, which has no actors.
+    ///
+    /// With them it must be called within an actix `System`.
+    pub fn new(
+        db: Database,
+        ids: Ids,
+        clock: SharedClock,
+        gateways: Gateways,
+        policy: Policy,
+        settings: Option<BatchSettings>,
+    ) -> Self {
+        let desk = SettlingDesk { ids: ids.clone(), clock: clock.clone() };
+        let lanes = settings.map(|settings| Lanes::new(db.clone(), settings, desk));
+        Self(Arc::new(Inner { db, ids, clock, gateways, policy, lanes }))
+    }
+
+    /// The gateways it speaks to.
+    pub fn gateways(&self) -> &Gateways {
+        &self.0.gateways
+    }
+
+    fn gateway(&self, channel: Channel) -> Result<Arc<dyn PaymentGateway>, PaymentError> {
+        self.0.gateways.get(channel).ok_or(PaymentError::ChannelOff(channel))
+    }
+
+    /// Opens a payment of `user`'s order, or the one of this channel that is open already (PAY-1, PAY-2).
+    pub async fn create(
+        &self,
+        user: UserId,
+        order: OrderId,
+        wish: Wish,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<PaymentView>, PaymentError> {
+        let gateway = self.gateway(wish.channel)?;
+        let (ids, clock, channel) = (self.0.ids.clone(), self.0.clock.clone(), wish.channel);
+        let opened = idempotency::once(&self.0.db, &self.0.clock, key, 201, move |tx| {
+            let (ids, clock) = (ids.clone(), clock.clone());
+            async move { open(&tx, &ids, &clock, user, order, channel).await }
+        });
+        let (id, replayed) = match opened.await? {
+            Answered::Fresh(id) => (id, false),
+            Answered::Replayed(first) => (serde_json::from_str(&first.body).map_err(DbFault::from)?, true),
+        };
+        let (payment, order) = self.with_order(id).await?;
+        let wanted = payment_order(&payment, &order, wish)?;
+        let mut view = PaymentView::from(payment);
+        view.params = Some(gateway.create(&wanted).await?);
+        info!(payment.id = %id, order.id = %order.id, channel = %view.channel, "Opened payment {id} of order {}", order.id);
+        Ok(match replayed {
+            false => Answered::Fresh(view),
+            true => {
+                let body = serde_json::to_string(&super::api::Opened { payment: view });
+                Answered::Replayed(Answer { status: 201, body: body.map_err(DbFault::from)? })
+            }
+        })
+    }
+
+    /// The payments of `user`'s order, oldest first.
+    pub async fn of_order(&self, user: Option<UserId>, order: OrderId) -> Result<Vec<Payment>, PaymentError> {
+        self.visible(user, order).await?;
+        Ok(self.0.db.read(move |db| async move { store::of_order(&db, order).await }).await?)
+    }
+
+    /// The refunds of `user`'s order, oldest first.
+    pub async fn refunds_of(
+        &self,
+        user: Option<UserId>,
+        order: OrderId,
+    ) -> Result<Vec<Refund>, PaymentError> {
+        self.visible(user, order).await?;
+        Ok(self.0.db.read(move |db| async move { refund::all_of(&db, order).await }).await?)
+    }
+
+    async fn visible(&self, user: Option<UserId>, order: OrderId) -> Result<Order, PaymentError> {
+        let found = self.0.db.read(move |db| async move { orders::find(&db, order).await }).await?;
+        let mine = |order: &Order| user.is_none_or(|user| order.user_id == user && order.is_visible());
+        found.filter(mine).ok_or(PaymentError::NotFound)
+    }
+
+    /// A payment and its order.
+    pub async fn with_order(&self, id: PaymentId) -> Result<(Payment, Order), PaymentError> {
+        self.0
+            .db
+            .read(move |db| async move {
+                let payment = store::find(&db, id).await?.ok_or(PaymentError::NotFound)?;
+                let order = orders::find(&db, payment.order_id).await?.ok_or(PaymentError::NotFound)?;
+                Ok((payment, order))
+            })
+            .await
+    }
+
+    /// Obeys what a gateway sent us. The answer is for the gateway, and true: what it said is committed (PAY-6).
+    pub async fn notice(
+        &self,
+        channel: Channel,
+        headers: &NoticeHeaders,
+        body: &[u8],
+    ) -> Result<Acknowledgement, NoticeError> {
+        let gateway = self.0.gateways.get(channel).ok_or(NoticeError::ChannelOff)?;
+        let notice = gateway.notice(headers, body, self.0.clock.now())?;
+        let word = match notice.kind {
+            NoticeKind::Paid(capture) => Word::Captured(capture),
+            NoticeKind::Failed { reason } => Word::Failed { reason },
+            NoticeKind::Closed => Word::Closed,
+            NoticeKind::Pending => return Ok(gateway.acknowledge()),
+            NoticeKind::Refund { refund_id, state } => {
+                if let Some(refund) = refund_id {
+                    self.refund_stands(refund, state).await?;
+                }
+                return Ok(gateway.acknowledge());
+            }
+        };
+        let body = String::from_utf8_lossy(body).into_owned();
+        let statement =
+            Statement { payment: notice.payment_id, channel, word, source: Source::Callback, body };
+        match self.settle(statement).await {
+            Ok(_) => Ok(gateway.acknowledge()),
+            Err(LaneError::Refused(contradiction)) => Err(NoticeError::Contradiction(contradiction)),
+            Err(error) => Err(NoticeError::Lane(error)),
+        }
+    }
+
+    async fn settle(&self, statement: Statement) -> Result<Payment, LaneError<Contradiction>> {
+        let (payment, channel) = (statement.payment, statement.channel);
+        let settled = match &self.0.lanes {
+            Some(lanes) => lanes.ask(payment.0, Arc::new(statement)).await,
+            None => self.settle_alone(statement).await,
+        };
+        match &settled {
+            Ok(settled) => info!(payment.id = %payment, "Payment {payment} is {}", settled.state),
+            Err(LaneError::Refused(contradiction)) => {
+                metrics::counter!("tombola_payment_contradictions_total", "channel" => channel.word())
+                    .increment(1);
+                error!(payment.id = %payment, %channel, "The gateway contradicts us about payment {payment}: {contradiction}");
+            }
+            Err(fault) => {
+                warn!(payment.id = %payment, error = %fault, "Payment {payment} is not settled yet")
+            }
+        }
+        settled
+    }
+
+    async fn settle_alone(&self, statement: Statement) -> Result<Payment, LaneError<Contradiction>> {
+        let (ids, clock, statement) = (self.0.ids.clone(), self.0.clock.clone(), [statement]);
+        let settling = self.0.db.transaction(move |tx| {
+            let (ids, clock, statement) = (ids.clone(), clock.clone(), statement.clone());
+            async move { store::settle(&tx, &ids, clock.now(), &statement).await }
+        });
+        let answers: Result<_, DbFault> = settling.await;
+        let answer = answers.map_err(|_| LaneError::Unavailable)?.pop();
+        answer.ok_or(LaneError::Unavailable)?.map_err(LaneError::Refused)
+    }
+
+    /// Asks the gateway where `payment` stands, and settles what it says; `None` if that is still open.
+    pub async fn ask(&self, payment: &Payment) -> Result<Option<Payment>, PaymentError> {
+        let state = self.gateway(payment.channel)?.query(payment.id).await?;
+        let word = match state {
+            GatewayState::Pending => return Ok(None),
+            // It never got there. While the order waits, its customer may still be on the way.
+            GatewayState::NotFound => return Ok(None),
+            GatewayState::Succeeded(capture) | GatewayState::Refunded(capture) => Word::Captured(capture),
+            GatewayState::Failed => Word::Failed { reason: "the gateway says it failed".to_owned() },
+            GatewayState::Closed => Word::Closed,
+        };
+        self.settle_word(payment, word, Source::Query).await.map(Some)
+    }
+
+    async fn settle_word(
+        &self,
+        payment: &Payment,
+        word: Word,
+        source: Source,
+    ) -> Result<Payment, PaymentError> {
+        let body = format!("{word:?}");
+        let statement = Statement { payment: payment.id, channel: payment.channel, word, source, body };
+        self.settle(statement).await.map_err(|error| match error {
+            LaneError::Refused(contradiction) => PaymentError::Contradiction(contradiction),
+            LaneError::Unavailable | LaneError::Unserved(_) => PaymentError::Unavailable,
+        })
+    }
+
+    /// Makes sure that nothing more is captured for `order`, so that what it holds can be given away (R22).
+    ///
+    /// Fails while a gateway does not say clearly how things stand: then nothing is known, and nothing may be given away.
+    pub async fn close_open(&self, order: OrderId) -> Result<OpenPayments, PaymentError> {
+        let payments = self.0.db.read(move |db| async move { store::of_order(&db, order).await }).await;
+        let payments: Vec<Payment> = payments.map_err(|fault: DbFault| fault)?;
+        let mut outcome = OpenPayments::Closed;
+        for payment in payments {
+            let settled = match payment.state {
+                PaymentState::Pending => self.close(&payment).await?,
+                PaymentState::Succeeded | PaymentState::Failed | PaymentState::Closed => payment,
+            };
+            if settled.state == PaymentState::Succeeded {
+                outcome = OpenPayments::Captured(settled.id);
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn close(&self, payment: &Payment) -> Result<Payment, PaymentError> {
+        let word = match self.gateway(payment.channel)?.close(payment.id).await {
+            Ok(Closing::Closed) => Word::Closed,
+            Ok(Closing::AlreadyPaid(capture)) => Word::Captured(capture),
+            Err(unclear) => {
+                warn!(payment.id = %payment.id, error = %unclear, "Closing payment {} is unclear: asking", payment.id);
+                return self.ask(payment).await?.ok_or(unclear.into());
+            }
+        };
+        self.settle_word(payment, word, Source::Close).await
+    }
+
+    /// Payments that have been pending for long, behind `after`.
+    pub async fn long_pending(
+        &self,
+        for_longer_than: chrono::TimeDelta,
+        after: PaymentId,
+        limit: u64,
+    ) -> Result<Vec<Payment>, DbFault> {
+        let until = self.0.clock.now() - for_longer_than;
+        self.0.db.read(move |db| async move { store::pending(&db, until, after, limit).await }).await
+    }
+
+    /// Refunds in `state`, newest first.
+    pub async fn refunds(
+        &self,
+        state: Option<RefundState>,
+        before: Option<RefundId>,
+        limit: u64,
+    ) -> Result<Vec<Refund>, DbFault> {
+        self.0.db.read(move |db| async move { refund::page(&db, state, before, limit).await }).await
+    }
+
+    /// An operator agrees to a refund, or has one that failed tried again.
+    pub async fn approve(
+        &self,
+        by: UserId,
+        id: RefundId,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Refund>, PaymentError> {
+        let (ids, clock) = (self.0.ids.clone(), self.0.clock.clone());
+        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
+            let (ids, now) = (ids.clone(), clock.now());
+            async move {
+                let from = [RefundState::Requested, RefundState::Failed];
+                let moved =
+                    refund::advance(&tx, id, &from, RefundState::Approved, Some(by), None, now).await?;
+                let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
+                match (moved, refund.state) {
+                    (true, _) => refund::announce_approved(&tx, &ids, &refund, now).await?,
+                    (false, RefundState::Approved | RefundState::Succeeded) => {}
+                    (false, state) => return Err(PaymentError::RefundSettled(state)),
+                }
+                Ok(refund)
+            }
+        })
+        .await
+    }
+
+    /// An operator refuses a refund: the order is again what it was.
+    pub async fn refuse(
+        &self,
+        by: UserId,
+        id: RefundId,
+        reason: String,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Refund>, PaymentError> {
+        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
+        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
+            let (ids, now, reason) = (ids.clone(), clock.now(), reason.clone());
+            async move {
+                let before = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
+                let mut step = Step::new(before.order_id, Command::RefuseRefund, Cause::Operator(by));
+                step.reason = Some(reason.clone());
+                // The order first, as everywhere.
+                if before.state == RefundState::Requested {
+                    let answers = orders::advance(&tx, &ids, now, policy, &[step]).await?;
+                    if answers.iter().any(Result::is_err) {
+                        return Err(PaymentError::RefundSettled(before.state));
+                    }
+                }
+                let from = [RefundState::Requested];
+                refund::advance(&tx, id, &from, RefundState::Rejected, Some(by), Some(&reason), now).await?;
+                match refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)? {
+                    refund if refund.state == RefundState::Rejected => Ok(refund),
+                    refund => Err(PaymentError::RefundSettled(refund.state)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Gives the money of an approved refund back. A repeat does nothing more; while the gateway works on it, or does not
+    /// say, the refund stays approved.
+    pub async fn perform(&self, id: RefundId) -> Result<(), PaymentError> {
+        let found = self.0.db.read(move |db| async move {
+            let refund = refund::find(&db, id).await?.ok_or(PaymentError::NotFound)?;
+            let payment = match refund.payment_id {
+                Some(payment) => store::find(&db, payment).await?,
+                None => None,
+            };
+            Ok::<_, PaymentError>((refund, payment))
+        });
+        let (refund, payment) = found.await?;
+        if refund.state != RefundState::Approved {
+            return Ok(());
+        }
+        let Some(payment) = payment else { return self.refund_stands(id, AtGateway::Succeeded).await };
+        let wanted = RefundOrder {
+            refund_id: id,
+            payment_id: payment.id,
+            transaction_id: payment.transaction_id.unwrap_or_default(),
+            amount_minor: refund.amount_minor,
+            total_minor: payment.amount_minor,
+            currency: refund.currency,
+            reason: refund.reason,
+        };
+        let state = match self.gateway(payment.channel)?.refund(&wanted).await {
+            Ok(state) => state,
+            Err(GatewayError::Unclear(reason)) => return Err(GatewayError::Unclear(reason).into()),
+            Err(refused) => AtGateway::Failed { reason: refused.to_string() },
+        };
+        self.refund_stands(id, state).await
+    }
+
+    /// Notes where a refund stands at the gateway.
+    async fn refund_stands(&self, id: RefundId, state: AtGateway) -> Result<(), PaymentError> {
+        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
+        let failure = match state {
+            AtGateway::NotFound | AtGateway::Processing => return Ok(()),
+            AtGateway::Succeeded => None,
+            AtGateway::Failed { reason } => Some(reason.chars().take(256).collect::<String>()),
+        };
+        if let Some(reason) = &failure {
+            error!(refund.id = %id, reason, "Refund {id} failed at the gateway; an operator has to look at it");
+        }
+        self.0
+            .db
+            .transaction(move |tx| {
+                let (ids, now, failure) = (ids.clone(), clock.now(), failure.clone());
+                async move { note_refund(&tx, &ids, now, policy, id, failure.as_deref()).await }
+            })
+            .await
+    }
+
+    /// Lets what was accepted be settled.
+    pub async fn stop(&self) {
+        if let Some(lanes) = &self.0.lanes {
+            lanes.stop().await;
+        }
+    }
+}
+
+/// Opens a payment of an order that waits for one.
+async fn open(
+    tx: &Tx,
+    ids: &Ids,
+    clock: &SharedClock,
+    user: UserId,
+    order: OrderId,
+    channel: Channel,
+) -> Result<PaymentId, PaymentError> {
+    let order = orders::lock_one(tx, order).await?;
+    let order = order.filter(|order| order.user_id == user && order.is_visible());
+    let order = order.ok_or(PaymentError::NotFound)?;
+    let payments = store::of_order(tx, order.id).await?;
+    if payments.iter().any(|payment| payment.state == PaymentState::Succeeded) {
+        return Err(PaymentError::AlreadyPaid);
+    }
+    match order.state {
+        State::AwaitingPayment => {}
+        State::Paid | State::Shipped | State::Finished | State::Refunding | State::Refunded => {
+            return Err(PaymentError::AlreadyPaid);
+        }
+        state @ (State::Draft | State::Cancelled | State::Invalid) => {
+            return Err(PaymentError::NotPayable(state));
+        }
+    }
+    let now = clock.now();
+    if now >= order.due_at {
+        return Err(PaymentError::TooLate);
+    }
+    let open = |payment: &&Payment| payment.state == PaymentState::Pending && payment.channel == channel;
+    if let Some(open) = payments.iter().find(open) {
+        return Ok(open.id);
+    }
+    let payment = Payment {
+        id: ids.next()?,
+        order_id: order.id,
+        user_id: user,
+        channel,
+        state: PaymentState::Pending,
+        amount_minor: order.amounts.payable_minor,
+        currency: order.currency,
+        transaction_id: None,
+        failure: None,
+        created_at: now,
+        settled_at: None,
+    };
+    store::insert(tx, &payment).await?;
+    Ok(payment.id)
+}
+
+/// A payment as its gateway is told of it.
+pub fn payment_order(payment: &Payment, order: &Order, wish: Wish) -> Result<PaymentOrder, PaymentError> {
+    let lines: Vec<crate::order::model::Line> = serde_json::from_str(&order.items).map_err(DbFault::from)?;
+    let first = lines.first().map_or("an order", |line| line.name.as_str());
+    // WeChat takes 127 bytes.
+    let mut description: String = first.to_owned();
+    while description.len() > 120 {
+        description.pop();
+    }
+    Ok(PaymentOrder {
+        payment_id: payment.id,
+        description,
+        amount_minor: payment.amount_minor,
+        currency: payment.currency,
+        expires_at: order.due_at,
+        payer: wish.payer,
+        mode: wish.mode,
+    })
+}
+
+async fn note_refund(
+    tx: &Tx,
+    ids: &Ids,
+    now: crate::ports::clock::Timestamp,
+    policy: Policy,
+    id: RefundId,
+    failure: Option<&str>,
+) -> Result<(), PaymentError> {
+    let refund = refund::find(tx, id).await?.ok_or(PaymentError::NotFound)?;
+    let open = [RefundState::Approved, RefundState::Failed];
+    if !open.contains(&refund.state) {
+        return Ok(());
+    }
+    if let Some(reason) = failure {
+        refund::advance(tx, id, &[RefundState::Approved], RefundState::Failed, None, Some(reason), now)
+            .await?;
+        return Ok(());
+    }
+    if refund.cause == super::model::RefundCause::Order {
+        // The order first, as everywhere.
+        let step = Step::new(refund.order_id, Command::CompleteRefund, Cause::Refund(id));
+        for answer in orders::advance(tx, ids, now, policy, &[step]).await? {
+            answer.map_err(|_| DbFault::Missing("an order that is being refunded"))?;
+        }
+    }
+    refund::advance(tx, id, &open, RefundState::Succeeded, None, None, now).await?;
+    Ok(())
+}

@@ -1,0 +1,383 @@
+//! Payments in the database. [`settle`] is the one way a payment learns what its gateway says.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use entities::{payment, payment_record};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QueryFilter,
+    QueryOrder, QuerySelect,
+};
+
+use super::events::{PaymentFailed, PaymentSucceeded};
+use super::model::{Payment, PaymentState};
+use crate::db::bulk::{Column, Rows, Script};
+use crate::db::{DbFault, Tx};
+use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
+use crate::messaging::outbox::{self, Events};
+use crate::ports::clock::{Timestamp, to_micros};
+use crate::ports::payment_gateway::{Capture, Channel};
+use crate::words::words;
+
+words! {
+    /// How we learned what a gateway says.
+    Source, "source of a payment record" {
+        Callback = "callback",
+        Query = "query",
+        Close = "close",
+    }
+}
+
+/// What a gateway says of a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    Captured(Capture),
+    Failed { reason: String },
+    Closed,
+}
+
+/// What a gateway said, and how.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    pub payment: PaymentId,
+    pub channel: Channel,
+    pub word: Word,
+    pub source: Source,
+    /// As it came, for the record.
+    pub body: String,
+}
+
+/// Why a statement is not believed, although its gateway made it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Contradiction {
+    #[error("there is no such payment")]
+    Unknown,
+    #[error("the payment is of another channel")]
+    Channel,
+    #[error("{paid} was captured, and {due} is due")]
+    Amount { paid: String, due: String },
+    #[error("the payment was captured by another transaction")]
+    Transaction,
+    #[error("the transaction belongs to another payment")]
+    TransactionTaken,
+}
+
+/// Notes what gateways say, and announces what is new; answers each in its place with the payment as it is now.
+///
+/// A capture counts even if the payment failed or was closed here before: the money is there, and what becomes of it is
+/// for the order to say (R22). Nothing else moves a payment that is settled.
+pub async fn settle(
+    tx: &Tx,
+    ids: &Ids,
+    now: Timestamp,
+    statements: &[Statement],
+) -> Result<Vec<Result<Payment, Contradiction>>, DbFault> {
+    let mut payments = lock(tx, statements.iter().map(|statement| statement.payment).collect()).await?;
+    let mut taken = transactions(tx, statements).await?;
+    let mut events = Events::at(now);
+    let mut changed: BTreeSet<PaymentId> = BTreeSet::new();
+    let mut records = Vec::new();
+    let mut answers = Vec::with_capacity(statements.len());
+    for statement in statements {
+        let Some(payment) = payments.get_mut(&statement.payment) else {
+            answers.push(Err(Contradiction::Unknown));
+            continue;
+        };
+        if let Err(contradiction) = check(payment, statement, &taken) {
+            answers.push(Err(contradiction));
+            continue;
+        }
+        if believe(payment, &statement.word, now) {
+            changed.insert(payment.id);
+            match &statement.word {
+                Word::Captured(capture) => {
+                    taken.insert(
+                        (payment.channel.word().to_owned(), capture.transaction_id.clone()),
+                        payment.id,
+                    );
+                    events.push(ids.next()?, &succeeded(payment, capture))?;
+                }
+                Word::Failed { reason } => events.push(ids.next()?, &failed(payment, reason, now))?,
+                Word::Closed => {}
+            }
+            records.push(record(ids.next()?, payment, statement, now));
+        }
+        answers.push(Ok(payment.clone()));
+    }
+    if !changed.is_empty() {
+        let changed: Vec<&Payment> = changed.iter().filter_map(|id| payments.get(id)).collect();
+        let mut script = Script::new();
+        update_all(tx.get_database_backend(), &changed, now, &mut script);
+        if !events.is_empty() {
+            outbox::add(tx, ids.next()?, events, now, &mut script);
+        }
+        script.execute(tx).await?;
+        payment_record::Entity::insert_many(records).exec_without_returning(tx).await?;
+    }
+    Ok(answers)
+}
+
+fn check(
+    payment: &Payment,
+    statement: &Statement,
+    taken: &HashMap<(String, String), PaymentId>,
+) -> Result<(), Contradiction> {
+    if payment.channel != statement.channel {
+        return Err(Contradiction::Channel);
+    }
+    let Word::Captured(capture) = &statement.word else { return Ok(()) };
+    if (capture.amount_minor, capture.currency) != (payment.amount_minor, payment.currency) {
+        let money = |minor: i64, currency| format!("{currency} {minor} (minor units)");
+        return Err(Contradiction::Amount {
+            paid: money(capture.amount_minor, capture.currency),
+            due: money(payment.amount_minor, payment.currency),
+        });
+    }
+    if payment.transaction_id.as_ref().is_some_and(|known| *known != capture.transaction_id) {
+        return Err(Contradiction::Transaction);
+    }
+    let key = (payment.channel.word().to_owned(), capture.transaction_id.clone());
+    match taken.get(&key) {
+        Some(owner) if *owner != payment.id => Err(Contradiction::TransactionTaken),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the word is news.
+fn believe(payment: &mut Payment, word: &Word, now: Timestamp) -> bool {
+    use PaymentState::{Closed, Failed, Pending, Succeeded};
+    let next = match (payment.state, word) {
+        (Succeeded, _) | (Failed | Closed, Word::Failed { .. } | Word::Closed) => return false,
+        (Pending | Failed | Closed, Word::Captured(capture)) => {
+            payment.transaction_id = Some(capture.transaction_id.clone());
+            payment.failure = None;
+            Succeeded
+        }
+        (Pending, Word::Failed { reason }) => {
+            payment.failure = Some(reason.chars().take(256).collect());
+            Failed
+        }
+        (Pending, Word::Closed) => Closed,
+    };
+    payment.state = next;
+    payment.settled_at = Some(now);
+    true
+}
+
+fn succeeded(payment: &Payment, capture: &Capture) -> PaymentSucceeded {
+    PaymentSucceeded {
+        payment_id: payment.id,
+        order_id: payment.order_id,
+        user_id: payment.user_id,
+        channel: payment.channel.word().to_owned(),
+        transaction_id: capture.transaction_id.clone(),
+        amount_minor: payment.amount_minor,
+        currency: payment.currency,
+        paid_at: capture.paid_at,
+    }
+}
+
+fn failed(payment: &Payment, reason: &str, now: Timestamp) -> PaymentFailed {
+    PaymentFailed {
+        payment_id: payment.id,
+        order_id: payment.order_id,
+        user_id: payment.user_id,
+        channel: payment.channel.word().to_owned(),
+        amount_minor: payment.amount_minor,
+        currency: payment.currency,
+        reason: reason.to_owned(),
+        at: now,
+    }
+}
+
+fn record(
+    id: PaymentRecordId,
+    payment: &Payment,
+    statement: &Statement,
+    now: Timestamp,
+) -> payment_record::ActiveModel {
+    payment_record::ActiveModel {
+        id: Set(id.0),
+        payment_id: Set(payment.id.0),
+        channel: Set(payment.channel.word().to_owned()),
+        kind: Set(statement.source.word().to_owned()),
+        transaction_id: Set(payment.transaction_id.clone()),
+        outcome: Set(payment.state.word().to_owned()),
+        body: Set(statement.body.clone()),
+        received_at: Set(to_micros(now)),
+    }
+}
+
+async fn lock(tx: &Tx, ids: BTreeSet<PaymentId>) -> Result<HashMap<PaymentId, Payment>, DbFault> {
+    let backend = tx.get_database_backend();
+    let lock = match backend {
+        DbBackend::Postgres => " FOR UPDATE OF p",
+        DbBackend::MySql => " FOR UPDATE",
+        _ => "",
+    };
+    let sql = format!("SELECT p.* FROM {{rows}} JOIN payment p ON p.id = r.id ORDER BY p.id{lock}");
+    let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
+    let found = tx.query_all_raw(rows.statement(backend, &sql, [])).await?;
+    found
+        .iter()
+        .map(|row| {
+            let payment = Payment::try_from(payment::Model::from_query_result(row, "")?)?;
+            Ok((payment.id, payment))
+        })
+        .collect()
+}
+
+/// The payments that the captures among `statements` belong to already.
+async fn transactions(
+    tx: &Tx,
+    statements: &[Statement],
+) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
+    let captured = statements.iter().filter_map(|statement| match &statement.word {
+        Word::Captured(capture) => {
+            Some((statement.channel.word().to_owned(), capture.transaction_id.clone()))
+        }
+        Word::Failed { .. } | Word::Closed => None,
+    });
+    let (channels, transactions): (Vec<String>, Vec<String>) = captured.unzip();
+    if channels.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = Rows::new()
+        .column("channel", Column::Text(channels))
+        .column("transaction_id", Column::Text(transactions));
+    let sql = "SELECT p.channel, p.transaction_id, p.id FROM {rows} \
+        JOIN payment p ON p.channel = r.channel AND p.transaction_id = r.transaction_id";
+    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
+    found
+        .iter()
+        .map(|row| {
+            Ok((
+                (row.try_get("", "channel")?, row.try_get("", "transaction_id")?),
+                PaymentId(row.try_get("", "id")?),
+            ))
+        })
+        .collect()
+}
+
+fn update_all(backend: DbBackend, changed: &[&Payment], now: Timestamp, script: &mut Script) {
+    const FROM_ROWS: &str = "UPDATE payment SET state = r.state, transaction_id = NULLIF(r.transaction_id, ''), \
+        failure = NULLIF(r.failure, ''), version = payment.version + 1, settled_at = ?, updated_at = ? \
+        FROM {rows} WHERE payment.id = r.id";
+    const JOINED: &str = "UPDATE payment JOIN {rows} ON payment.id = r.id SET payment.state = r.state, \
+        payment.transaction_id = NULLIF(r.transaction_id, ''), payment.failure = NULLIF(r.failure, ''), \
+        payment.version = payment.version + 1, payment.settled_at = ?, payment.updated_at = ?";
+    let text = |text: &dyn Fn(&Payment) -> String| {
+        Column::Text(changed.iter().map(|payment| text(payment)).collect())
+    };
+    let rows = Rows::new()
+        .column("id", Column::Big(changed.iter().map(|payment| payment.id.0).collect()))
+        .column("state", text(&|payment| payment.state.word().to_owned()))
+        .column("transaction_id", text(&|payment| payment.transaction_id.clone().unwrap_or_default()))
+        .column("failure", text(&|payment| payment.failure.clone().unwrap_or_default()));
+    let update = if backend == DbBackend::MySql { JOINED } else { FROM_ROWS };
+    script.push_rows(update, [to_micros(now).into(), to_micros(now).into()], rows);
+}
+
+/// Writes a new payment.
+pub async fn insert(tx: &Tx, payment: &Payment) -> Result<(), DbFault> {
+    let row = payment::ActiveModel {
+        id: Set(payment.id.0),
+        order_id: Set(payment.order_id.0),
+        user_id: Set(payment.user_id.0),
+        channel: Set(payment.channel.word().to_owned()),
+        state: Set(payment.state.word().to_owned()),
+        amount_minor: Set(payment.amount_minor),
+        currency: Set(payment.currency.to_string()),
+        transaction_id: Set(None),
+        payer: Set(None),
+        failure: Set(None),
+        version: Set(1),
+        created_at: Set(to_micros(payment.created_at)),
+        updated_at: Set(to_micros(payment.created_at)),
+        settled_at: Set(None),
+    };
+    payment::Entity::insert(row).exec_without_returning(tx).await?;
+    Ok(())
+}
+
+/// Which of `orders` a gateway may still capture money for, or has: such an order is not cancelled before that is clear.
+pub async fn open_of(tx: &Tx, orders: BTreeSet<OrderId>) -> Result<HashSet<OrderId>, DbFault> {
+    if orders.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = Rows::new().column("id", Column::Big(orders.into_iter().map(|id| id.0).collect()));
+    let sql = "SELECT p.order_id FROM {rows} JOIN payment p ON p.order_id = r.id \
+        WHERE p.state IN ('pending', 'succeeded')";
+    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
+    found.iter().map(|row| Ok(OrderId(row.try_get("", "order_id")?))).collect()
+}
+
+/// A capture, as far as giving it back needs to know.
+#[derive(Debug, Clone, Copy)]
+pub struct Captured {
+    pub payment: PaymentId,
+    pub channel: Channel,
+    pub amount_minor: i64,
+    /// Whether it goes back already.
+    pub refunded: bool,
+}
+
+/// What is known of `payments`.
+pub async fn captured(
+    tx: &Tx,
+    payments: BTreeSet<PaymentId>,
+) -> Result<HashMap<PaymentId, Captured>, DbFault> {
+    if payments.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = Rows::new().column("id", Column::Big(payments.into_iter().map(|id| id.0).collect()));
+    let sql = "SELECT p.id, p.channel, p.amount_minor, \
+        (SELECT f.id FROM refund f WHERE f.payment_id = p.id) AS refund_id \
+        FROM {rows} JOIN payment p ON p.id = r.id";
+    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
+    found
+        .iter()
+        .map(|row| {
+            let payment = PaymentId(row.try_get("", "id")?);
+            let captured = Captured {
+                payment,
+                channel: row.try_get::<String>("", "channel")?.parse()?,
+                amount_minor: row.try_get("", "amount_minor")?,
+                refunded: row.try_get::<Option<i64>>("", "refund_id")?.is_some(),
+            };
+            Ok((payment, captured))
+        })
+        .collect()
+}
+
+/// A payment.
+pub async fn find(connection: &impl ConnectionTrait, id: PaymentId) -> Result<Option<Payment>, DbFault> {
+    payment::Entity::find_by_id(id.0).one(connection).await?.map(Payment::try_from).transpose()
+}
+
+/// An order's payments, oldest first.
+pub async fn of_order(connection: &impl ConnectionTrait, order: OrderId) -> Result<Vec<Payment>, DbFault> {
+    let rows = payment::Entity::find()
+        .filter(payment::Column::OrderId.eq(order.0))
+        .order_by_asc(payment::Column::Id)
+        .all(connection)
+        .await?;
+    rows.into_iter().map(Payment::try_from).collect()
+}
+
+/// Payments that have been pending since before `until`, behind `after`.
+pub async fn pending(
+    connection: &impl ConnectionTrait,
+    until: Timestamp,
+    after: PaymentId,
+    limit: u64,
+) -> Result<Vec<Payment>, DbFault> {
+    let rows = payment::Entity::find()
+        .filter(payment::Column::State.eq(PaymentState::Pending.word()))
+        .filter(payment::Column::Id.gt(after.0))
+        .filter(payment::Column::CreatedAt.lt(to_micros(until)))
+        .order_by_asc(payment::Column::Id)
+        .limit(limit)
+        .all(connection)
+        .await?;
+    rows.into_iter().map(Payment::try_from).collect()
+}

@@ -3,8 +3,7 @@
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DbBackend};
 
-use super::store;
-use crate::db::bulk::{Column, Rows, Script};
+use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::ids::{GoodsId, Ids, LedgerEntryId, OrderId};
 use crate::messaging::catalogue::EventType;
@@ -66,7 +65,7 @@ pub async fn give_back(
     if goods.is_empty() {
         return Ok(goods);
     }
-    store::lock_all(tx, goods.clone()).await?;
+    lock(tx, &goods).await?;
     // Again behind the lock: somebody else may have been faster.
     let held = held(tx, orders).await?;
     if held.is_empty() {
@@ -77,6 +76,15 @@ pub async fn give_back(
     insert_returns(ids, now, &held, &mut script)?;
     script.execute(tx).await?;
     Ok(goods)
+}
+
+/// Locks `goods`, which are sorted.
+async fn lock(tx: &Tx, goods: &[GoodsId]) -> Result<(), DbFault> {
+    let backend = tx.get_database_backend();
+    let rows = Rows::new().column("goods_id", Column::Big(goods.iter().map(|goods| goods.0).collect()));
+    let sql = bulk::select_for_update(backend, "goods", "id", "goods_id");
+    tx.query_all_raw(rows.statement(backend, &sql, [])).await?;
+    Ok(())
 }
 
 /// Units that an order holds.
@@ -115,13 +123,11 @@ fn raise(held: &[Held], backend: DbBackend, script: &mut Script) {
         units.push(of_one.iter().map(|held| held.quantity).sum());
     }
     let rows = Rows::new().column("goods_id", Column::Big(goods)).column("units", Column::Int(units));
-    let sql = match backend {
-        DbBackend::MySql => {
-            "UPDATE goods JOIN {rows} ON goods.id = r.goods_id SET goods.available = goods.available + r.units"
-        }
-        _ => "UPDATE goods SET available = goods.available + r.units FROM {rows} WHERE goods.id = r.goods_id",
-    };
-    script.push_rows(sql, [], rows);
+    script.push_rows(
+        bulk::update(backend, "goods", "available = available + r.units", "id = r.goods_id"),
+        [],
+        rows,
+    );
 }
 
 fn insert_returns(ids: &Ids, now: Timestamp, held: &[Held], script: &mut Script) -> Result<(), DbFault> {

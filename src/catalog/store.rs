@@ -34,20 +34,6 @@ pub(super) async fn lock(tx: &Tx, id: GoodsId) -> Result<Option<Goods>, DbFault>
     row.map(Goods::try_from).transpose()
 }
 
-/// Locks all of `ids`, in one order on every node, so that two that do wait for each other and do not deadlock.
-pub(super) async fn lock_all(tx: &Tx, ids: Vec<GoodsId>) -> Result<(), DbFault> {
-    goods::Entity::find()
-        .select_only()
-        .column(goods::Column::Id)
-        .filter(goods::Column::Id.is_in(few_shapes(ids)))
-        .order_by_asc(goods::Column::Id)
-        .lock_exclusive()
-        .into_tuple::<i64>()
-        .all(tx)
-        .await?;
-    Ok(())
-}
-
 /// `ids`, the last one repeated: every length would be a prepared statement of its own.
 fn few_shapes(ids: Vec<GoodsId>) -> Vec<i64> {
     let mut ids: Vec<i64> = ids.into_iter().map(|id| id.0).collect();

@@ -12,7 +12,7 @@ use crate::activity::ActivityService;
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::catalog::reconcile::GoodsAgainstLedger;
 use crate::catalog::{self, CartService, CatalogService};
-use crate::config::Config;
+use crate::config::{Config, ShippingConfig};
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
 use crate::ids::ActivityId;
@@ -23,8 +23,11 @@ use crate::messaging::outbox_rows::OutboxRows;
 use crate::messaging::reconcile::{CommittedAgainstSent, SentAgainstApplied};
 use crate::messaging::{consumer, dead_letter, outbox_rows};
 use crate::order::OrderService;
+use crate::order::checkout::Shipping;
+use crate::order::desk::REQUESTS;
 use crate::order::flash_sale::Terms;
 use crate::order::jobs::order_deadlines;
+use crate::order::saga::{Checkout, Rules};
 use crate::order::store::Policy;
 use crate::payment::PaymentService;
 use crate::payment::groups::{order_payments, payment_log, payment_refunds};
@@ -111,6 +114,7 @@ impl Modules {
         let keep = self.config.messaging.keep;
         let logs = vec![
             idempotency::LOG,
+            REQUESTS,
             jobs::history(self.config.jobs.keep_runs),
             outbox_rows::log(keep),
             consumer::log(keep),
@@ -183,6 +187,18 @@ impl Modules {
         let goods = self.catalog.clone().map(Data::new);
         let (carts, coupons) = (Data::new(self.carts.clone()), Data::new(self.coupons.clone()));
         let wallets = WalletService::new(ground.db.clone(), self.clock.clone(), self.ledger.clone());
+        let checkout = self.catalog.clone().map(|catalog| {
+            Data::new(Checkout {
+                db: ground.db.clone(),
+                ids: ground.cluster.ids().clone(),
+                clock: self.clock.clone(),
+                rules: rules(&self.config),
+                catalog,
+                wallets: wallets.clone(),
+                ledger: self.ledger.clone(),
+                orders: self.orders.clone(),
+            })
+        });
         let wallets = Data::new(wallets);
         let reconciliation = Data::new(self.reconciliation(ground));
         let (letters, outbox) = (Data::new(self.dead_letters(ground)), Data::new(self.outbox(ground)));
@@ -192,6 +208,9 @@ impl Modules {
             }
             if let Some(goods) = &goods {
                 routes.app_data(goods.clone());
+            }
+            if let Some(checkout) = &checkout {
+                routes.app_data(checkout.clone());
             }
             routes
                 .app_data(carts.clone())
@@ -229,12 +248,28 @@ impl Modules {
 }
 
 fn policy(config: &Config) -> Policy {
-    Policy { refund_approval: config.order.refund_approval }
+    Policy {
+        refund_approval: config.order.refund_approval,
+        payment_timeout: time_delta(config.order.payment_timeout),
+    }
 }
 
 fn terms(config: &Config) -> Terms {
-    let payment_timeout = TimeDelta::from_std(config.order.payment_timeout).unwrap_or(TimeDelta::MAX);
-    Terms { currency: config.shop.currency, payment_timeout }
+    Terms { currency: config.shop.currency, payment_timeout: time_delta(config.order.payment_timeout) }
+}
+
+fn rules(config: &Config) -> Rules {
+    let ShippingConfig { fee_minor, free_from_minor } = config.shop.shipping;
+    Rules {
+        currency: config.shop.currency,
+        shipping: Shipping { fee_minor, free_from_minor },
+        draft_timeout: time_delta(config.order.draft_timeout),
+    }
+}
+
+/// The configuration has looked at its length.
+fn time_delta(time: std::time::Duration) -> TimeDelta {
+    TimeDelta::from_std(time).unwrap_or(TimeDelta::zero())
 }
 
 fn batches(config: &Config) -> BatchSettings {

@@ -36,6 +36,7 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(wallet::my_entries)
         .service(coupon::my_coupons)
         .service(payment::notice)
+        .service(order::place)
         .service(order::show)
         .service(order::mine)
         .service(order::timeline)

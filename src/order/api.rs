@@ -1,14 +1,18 @@
 //! Orders over HTTP.
 #![expect(unused_qualifications, reason = "utoipa::path spells the types of parameters out")]
 
+use std::collections::HashSet;
+
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpRequest, HttpResponse, get, post};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
+use super::checkout::{Mismatch, Wish, WishedLine};
 use super::machine::{Command, Refusal, State};
-use super::model::{Order, OrderView, TimelineEntry};
+use super::model::{Address, Order, OrderView, TimelineEntry};
+use super::saga::{Checkout, CheckoutError};
 use super::service::{By, OrderError, OrderService};
 use super::store::Listing;
 use crate::error::{ApiError, Code, FieldError};
@@ -18,12 +22,136 @@ use crate::http::{
 };
 use crate::idempotency::Answered;
 use crate::identity::Caller;
-use crate::ids::OrderId;
+use crate::ids::{CouponId, GoodsId, OrderId};
+use crate::money::MOST_MINOR;
 use crate::refusals;
 
 refusals!(CancelRefusals: OrderNotCancellable, IdempotencyKeyReused, Overloaded);
 refusals!(RefundRefusals: OrderNotRefundable, AlreadyRefunded, IdempotencyKeyReused, Overloaded);
 refusals!(MoveRefusals: TransitionNotAllowed, IdempotencyKeyReused, Overloaded);
+
+refusals!(PlaceRefusals: GoodsNotFound, PriceMismatch, StockInsufficient, ShippingFeeMismatch, OrderAmountMismatch,
+    CouponNotFound, CouponUnusable, BalanceInsufficient, IdempotencyKeyReused, IdempotencyInProgress, Overloaded);
+
+/// Lines one order may have.
+const MOST_LINES: usize = 50;
+/// Units one line may have.
+const MOST_UNITS: i64 = 999;
+
+/// An order as the customer wants it; the amounts are what the customer was shown.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewOrder {
+    /// Each goods once.
+    #[schema(min_items = 1, max_items = 50)]
+    items: Vec<NewLine>,
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
+    shipping_fee_minor: i64,
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
+    order_amount_minor: i64,
+    #[serde(default)]
+    coupon_id: Option<CouponId>,
+    /// To be taken from the balance.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
+    balance_minor: i64,
+    address: Address,
+}
+
+/// One kind of goods in an order.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewLine {
+    goods_id: GoodsId,
+    #[schema(minimum = 1, maximum = 999)]
+    quantity: i64,
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
+    unit_price_minor: i64,
+}
+
+impl Validate for NewOrder {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        let mut refuse = |pointer: String, detail: String| errors.push(FieldError { pointer, detail });
+        if !(1..=MOST_LINES).contains(&self.items.len()) {
+            refuse("/items".to_owned(), format!("must have 1 to {MOST_LINES} items"));
+        }
+        let mut seen = HashSet::new();
+        for (i, line) in self.items.iter().enumerate() {
+            if !seen.insert(line.goods_id) {
+                refuse(format!("/items/{i}/goods_id"), "each goods may be listed once".to_owned());
+            }
+            if !(1..=MOST_UNITS).contains(&line.quantity) {
+                refuse(format!("/items/{i}/quantity"), format!("must be 1 to {MOST_UNITS}"));
+            }
+            if !(0..=MOST_MINOR).contains(&line.unit_price_minor) {
+                refuse(format!("/items/{i}/unit_price_minor"), format!("must be 0 to {MOST_MINOR}"));
+            }
+        }
+        let amounts = [
+            ("/shipping_fee_minor", self.shipping_fee_minor),
+            ("/order_amount_minor", self.order_amount_minor),
+            ("/balance_minor", self.balance_minor),
+        ];
+        for (pointer, amount) in amounts {
+            if !(0..=MOST_MINOR).contains(&amount) {
+                refuse(pointer.to_owned(), format!("must be 0 to {MOST_MINOR}"));
+            }
+        }
+        let texts = [
+            ("/address/consignee", &self.address.consignee, 64),
+            ("/address/phone", &self.address.phone, 32),
+            ("/address/line", &self.address.line, 256),
+        ];
+        for (pointer, text, most) in texts {
+            let chars = text.chars().count();
+            if !(1..=most).contains(&chars) || text.trim().is_empty() || text.chars().any(char::is_control) {
+                refuse(
+                    pointer.to_owned(),
+                    format!(
+                        "must be 1 to {most} characters, not all blank, none of them a control character"
+                    ),
+                );
+            }
+        }
+    }
+}
+
+impl From<NewOrder> for Wish {
+    fn from(new: NewOrder) -> Self {
+        let lines = new.items.into_iter().map(|line| WishedLine {
+            goods_id: line.goods_id,
+            quantity: i32::try_from(line.quantity).unwrap_or(i32::MAX),
+            unit_price_minor: line.unit_price_minor,
+        });
+        Self {
+            lines: lines.collect(),
+            shipping_fee_minor: new.shipping_fee_minor,
+            order_amount_minor: new.order_amount_minor,
+            coupon: new.coupon_id,
+            balance_minor: new.balance_minor,
+            address: new.address,
+        }
+    }
+}
+
+/// Orders goods of the shop.
+///
+/// Everything is compared with what the shop knows, in this order: goods, prices, quantities, shipping fee, amount,
+/// coupon, balance; the first mismatch is answered. What is left to pay is due by `payment_due_at`; if nothing is, the
+/// order is paid at once.
+#[utoipa::path(tag = "orders", params(IdempotencyKey), request_body = NewOrder,
+    responses((status = 201, description = "The order", body = OrderView), PlaceRefusals))]
+#[post("/orders")]
+pub(crate) async fn place(
+    checkout: Data<Checkout>,
+    req: HttpRequest,
+    caller: Caller,
+    key: IdempotencyKey,
+    body: JsonBody<NewOrder, 16_384>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(caller.user, &req, &key, body.fingerprint);
+    shown(StatusCode::CREATED, checkout.place(caller.user, body.value.into(), key).await?)
+}
 
 /// Which orders to list.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
@@ -225,6 +353,41 @@ fn shown(status: StatusCode, order: Answered<Order>) -> ApiResult<HttpResponse> 
         Answered::Fresh(order) => answered(status, Answered::Fresh(order.view()?)),
         Answered::Replayed(first) => answered::<OrderView>(status, Answered::Replayed(first)),
     })
+}
+
+impl From<CheckoutError> for ApiError {
+    fn from(error: CheckoutError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CheckoutError::Mismatch(mismatch) => {
+                let code = match mismatch {
+                    Mismatch::Goods(_) => Code::GoodsNotFound,
+                    Mismatch::Price { .. } => Code::PriceMismatch,
+                    Mismatch::Quantity { .. } => Code::StockInsufficient,
+                    Mismatch::ShippingFee(_) => Code::ShippingFeeMismatch,
+                    Mismatch::OrderAmount(_) | Mismatch::BalanceTooMuch(_) => Code::OrderAmountMismatch,
+                    Mismatch::Coupon => Code::CouponNotFound,
+                    Mismatch::CouponUnusable(_) => Code::CouponUnusable,
+                    Mismatch::Balance(_) => Code::BalanceInsufficient,
+                };
+                Self::new(code, detail)
+            }
+            CheckoutError::Key(refusal) => refusal.into(),
+            CheckoutError::Overloaded { retry_after_s } => Self {
+                retry_after_s: Some(retry_after_s),
+                ..Self::new(Code::Overloaded, "More requests are waiting than can be served in time.")
+            },
+            CheckoutError::Unavailable | CheckoutError::GivenUp => {
+                Self::new(Code::DependencyUnavailable, "The order could not be made; nothing of it remains.")
+            }
+            CheckoutError::Unanswered => Self::new(
+                Code::DependencyUnavailable,
+                "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
+            ),
+            CheckoutError::NodeNumber(lost) => crate::db::DbFault::from(lost).into(),
+            CheckoutError::Db(fault) => fault.into(),
+        }
+    }
 }
 
 impl From<OrderError> for ApiError {

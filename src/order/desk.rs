@@ -14,6 +14,7 @@ use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::idempotency::{self, Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{Ids, OrderId};
+use crate::jobs::{Log, Stamp};
 use crate::ports::clock::{SharedClock, to_micros};
 
 /// What is asked of one order.
@@ -141,25 +142,49 @@ async fn kept_answers(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], (Requ
     Ok(kept.into_iter().map(|(key, answer)| (key.id, (key, answer))).collect())
 }
 
-/// The orders that requests with the keys of new drafts began already.
+/// What requests with the keys of new drafts began already, unless it came to nothing: then its row is forgotten, and the
+/// request is judged anew.
 async fn begun_requests(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], OrderId>, DbFault> {
     let keys = items.iter().filter_map(|work| match work {
-        Work::Draft { key: Some(key), .. } => Some(key.id.to_vec()),
+        Work::Draft { key: Some(key), .. } => Some(key.id),
         Work::Draft { key: None, .. } | Work::Step { .. } => None,
     });
-    let keys: Vec<Vec<u8>> = keys.collect();
+    let keys: Vec<[u8; 32]> = keys.collect();
     if keys.is_empty() {
         return Ok(HashMap::new());
     }
-    let found = order_request::Entity::find().filter(order_request::Column::Id.is_in(keys)).all(tx).await?;
-    found
-        .into_iter()
-        .map(|row| {
-            let key = row.id.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
-            Ok((key, OrderId(row.order_id)))
-        })
-        .collect()
+    let rows = Rows::new().column("id", Column::Hash(keys));
+    let sql = "SELECT q.id, q.order_id, o.state FROM {rows} JOIN order_request q ON q.id = r.id \
+        LEFT JOIN orders o ON o.id = q.order_id";
+    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
+    let (mut begun, mut forgotten) = (HashMap::new(), Vec::new());
+    for row in found {
+        let key: Vec<u8> = row.try_get("", "id")?;
+        let key: [u8; 32] = key.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
+        match row.try_get::<Option<String>>("", "state")?.as_deref() {
+            None | Some("invalid") => forgotten.push(key.to_vec()),
+            Some(_) => {
+                begun.insert(key, OrderId(row.try_get("", "order_id")?));
+            }
+        }
+    }
+    if !forgotten.is_empty() {
+        order_request::Entity::delete_many()
+            .filter(order_request::Column::Id.is_in(forgotten))
+            .exec(tx)
+            .await?;
+    }
+    Ok(begun)
 }
+
+/// The requests that began orders, for repeats of them.
+pub const REQUESTS: Log = Log {
+    table: "order_request",
+    aged_by: "created_at",
+    stamped_by: Stamp::Server,
+    kept_for: chrono::TimeDelta::hours(24),
+    only_if: None,
+};
 
 /// The new drafts that are there already: a group of unknown outcome is asked again.
 async fn stored_drafts(tx: &Tx, items: &[Work]) -> Result<HashSet<OrderId>, DbFault> {

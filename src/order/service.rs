@@ -199,7 +199,8 @@ impl OrderService {
         Ok(answer)
     }
 
-    async fn work(&self, work: Work) -> Result<Answered<Order>, LaneError<WorkRefusal>> {
+    /// Asks the order's lane.
+    pub(super) async fn work(&self, work: Work) -> Result<Answered<Order>, LaneError<WorkRefusal>> {
         match &self.0.lanes {
             Some(lanes) => lanes.ask(work.order().0, work).await,
             None => Err(LaneError::Unavailable),

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use chrono::TimeDelta;
 use entities::{order_event, orders};
 use sea_orm::ExprTrait;
 use sea_orm::{
@@ -73,6 +74,8 @@ pub enum StepRefusal {
 pub struct Policy {
     /// Whether an operator has to agree before an order's money goes back.
     pub refund_approval: bool,
+    /// How long a customer has to pay.
+    pub payment_timeout: TimeDelta,
 }
 
 /// Takes `steps` in their order; answers each in its place.
@@ -180,9 +183,8 @@ impl<'a> Desk<'a> {
         let reason = step.reason.as_deref();
         match (from, state) {
             (State::Draft, State::AwaitingPayment | State::Paid) => {
-                if let Command::Confirm = step.command {
-                    self.tell(&Created::new(order, order.due_at))?;
-                }
+                order.due_at = self.now + self.policy.payment_timeout;
+                self.tell(&Created::new(order, order.due_at))?;
                 self.note(order, step, "created", json!({}));
                 if state == State::Paid {
                     self.tell(&Paid::new(order, None))?;
@@ -312,6 +314,12 @@ pub async fn lock_one(tx: &Tx, id: OrderId) -> Result<Option<Order>, DbFault> {
     Ok(lock(tx, BTreeSet::from([id])).await?.remove(&id))
 }
 
+/// Whether `id` is a draft; if so it stays one until `tx` ends.
+pub async fn hold_draft(tx: &Tx, id: OrderId) -> Result<bool, DbFault> {
+    let found = orders::Entity::find_by_id(id.0).lock_shared().one(tx).await?;
+    Ok(found.is_some_and(|order| order.state == State::Draft.word()))
+}
+
 /// Everything about an order that may change after it was made.
 fn update_all(
     backend: DbBackend,
@@ -321,11 +329,11 @@ fn update_all(
     script: &mut Script,
 ) {
     const FROM_ROWS: &str = "UPDATE orders SET state = r.state, version = r.version, paid_payment_id = NULLIF(r.paid_by, 0), \
-        refund_from = NULLIF(r.refund_from, ''), cancel_cause = NULLIF(r.cause, ''), updated_at = ? \
+        refund_from = NULLIF(r.refund_from, ''), cancel_cause = NULLIF(r.cause, ''), due_at = r.due_at, updated_at = ? \
         FROM {rows} WHERE orders.id = r.id AND orders.version = r.known";
     const JOINED: &str = "UPDATE orders JOIN {rows} ON orders.id = r.id SET orders.state = r.state, \
         orders.version = r.version, orders.paid_payment_id = NULLIF(r.paid_by, 0), \
-        orders.refund_from = NULLIF(r.refund_from, ''), orders.cancel_cause = NULLIF(r.cause, ''), orders.updated_at = ? \
+        orders.refund_from = NULLIF(r.refund_from, ''), orders.cancel_cause = NULLIF(r.cause, ''), orders.due_at = r.due_at, orders.updated_at = ? \
         WHERE orders.version = r.known";
     let text = |word: fn(&Order) -> &'static str| {
         Column::Text(changed.iter().map(|order| word(order).to_owned()).collect())
@@ -339,6 +347,7 @@ fn update_all(
         .column("state", text(|order| order.state.word()))
         .column("paid_by", big(&|order| order.paid_by.map_or(0, |payment| payment.0)))
         .column("refund_from", text(|order| order.refund_from.map_or("", State::word)))
+        .column("due_at", big(&|order| to_micros(order.due_at)))
         .column("cause", text(|order| order.cancel_cause.map_or("", CancelCause::word)));
     let update = if backend == DbBackend::MySql { JOINED } else { FROM_ROWS };
     script.push_rows(update, [to_micros(now).into()], rows);

@@ -17,8 +17,8 @@ use tombola::ports::clock::{Clock, ManualClock, Timestamp};
 
 use super::client::Client;
 use super::database::{Engine, TestDatabase};
-use super::payments::SECRET;
 use super::invariants;
+use super::payments::SECRET;
 
 /// When every story begins: 2027-01-15 08:00 UTC.
 pub(crate) const START: Timestamp = Timestamp::from_timestamp(1_800_000_000, 0).expect("a date");

@@ -16,6 +16,7 @@ mod nodes;
 mod orders;
 mod reconciliation;
 mod sessions;
+mod shop;
 mod stock;
 mod subscribe;
 mod support;

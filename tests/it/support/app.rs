@@ -178,6 +178,11 @@ impl TestApp {
         .await;
     }
 
+    /// The time of the story.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// The time of the story, in seconds since the Unix epoch.
     pub(crate) fn clock_seconds(&self) -> i64 {
         self.clock.now().timestamp()

@@ -4,6 +4,7 @@
 //! Whatever is wrong is named with its key and the place it was written, because "invalid type" helps nobody at night.
 
 mod payment;
+mod wechat;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +22,7 @@ use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
 pub use self::payment::{AlipaySettings, PaymentConfig, PlatformKey, SandboxSettings, WechatSettings};
+pub use self::wechat::{MiniProgramConfig, Template};
 use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
 use crate::jobs::Schedule;
@@ -57,6 +59,7 @@ const SECRETS: &[&str] = &[
     "payment.wechat.api_v3_key",
     "payment.alipay.private_key",
     "payment.alipay.public_key",
+    "wechat.app_secret",
 ];
 
 /// Everything that can be set.
@@ -78,6 +81,7 @@ pub struct Config {
     pub shop: ShopConfig,
     pub order: OrderConfig,
     pub payment: PaymentConfig,
+    pub wechat: MiniProgramConfig,
     pub log: LogConfig,
     pub telemetry: TelemetryConfig,
 }
@@ -431,7 +435,8 @@ impl Config {
         let found = checks.into_iter().find_map(|(key, problem)| Some((key, problem?)));
         found.or_else(|| {
             let clock: SharedClock = Arc::new(SystemClock);
-            self.gateways(&clock).err().map(|invalid| (invalid.key, invalid.problem))
+            let invalid = self.gateways(&clock).err().or_else(|| self.notifier().err());
+            invalid.map(|invalid| (invalid.key, invalid.problem))
         })
     }
 }

@@ -22,7 +22,7 @@ use tracing::info;
 
 pub use self::ground::Ground;
 use self::ground::{DatabaseRuntime, connect, unusable};
-pub use self::modules::Modules;
+pub use self::modules::{Modules, Ports};
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::{BusConfig, Config, ServerRole};
 use crate::db::{Database, DbFault, InvalidDatabaseUrl};
@@ -94,7 +94,7 @@ pub fn modules_for_command(
     config: &Config,
     clock: &SharedClock,
 ) -> Result<Modules, StartError> {
-    Ok(Modules::for_command(ground, config, clock, config.gateways(clock)?))
+    Ok(Modules::for_command(ground, config, clock, Ports::new(config, clock)?))
 }
 
 /// Starts the server.
@@ -136,8 +136,7 @@ impl App {
             true => first_operator(&identity).await?,
             false => None,
         };
-        let gateways = config.gateways(&clock)?;
-        let modules = Modules::for_server(&ground, &config, &clock, gateways);
+        let modules = Modules::for_server(&ground, &config, &clock, Ports::new(&config, &clock)?);
 
         let mut upkeep = JoinSet::new();
         upkeep.spawn_on(telemetry::keep_up(metrics.clone()), runtime);

@@ -22,6 +22,7 @@ use crate::messaging::groups::Groups;
 use crate::messaging::outbox_rows::OutboxRows;
 use crate::messaging::reconcile::{CommittedAgainstSent, SentAgainstApplied};
 use crate::messaging::{consumer, dead_letter, outbox_rows};
+use crate::notification::{self, NotificationService};
 use crate::order::OrderService;
 use crate::order::checkout::Shipping;
 use crate::order::desk::REQUESTS;
@@ -34,13 +35,28 @@ use crate::payment::groups::{order_payments, payment_log, payment_refunds};
 use crate::payment::jobs::payment_queries;
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::Listener;
-use crate::ports::payment_gateway::Gateways;
+use crate::ports::notifier::Notifier;
+use crate::ports::payment_gateway::{Gateways, InvalidSetting};
 use crate::reconciliation::{Comparison, ReconciliationService};
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
 use crate::stock::release::stock_orders;
 use crate::stock::{self, StockService};
 use crate::wallet::reconcile::AccountsAgainstEntries;
 use crate::wallet::{self, Ledger, WalletService};
+
+/// What the outside world gives the modules.
+#[derive(Debug)]
+pub struct Ports {
+    gateways: Gateways,
+    notifier: Option<Arc<dyn Notifier>>,
+}
+
+impl Ports {
+    /// As they are set up.
+    pub fn new(config: &Config, clock: &SharedClock) -> Result<Self, InvalidSetting> {
+        Ok(Self { gateways: config.gateways(clock)?, notifier: config.notifier()? })
+    }
+}
 
 /// Every module of the shop, wired. Clones share them.
 #[derive(Debug, Clone)]
@@ -55,13 +71,14 @@ pub struct Modules {
     pub ledger: Ledger,
     pub payments: PaymentService,
     pub orders: OrderService,
+    notifier: Option<Arc<dyn Notifier>>,
     config: Arc<Config>,
     clock: SharedClock,
 }
 
 impl Modules {
     /// Modules with actors. Must be called within an actix `System`.
-    pub fn for_server(ground: &Ground, config: &Config, clock: &SharedClock, gateways: Gateways) -> Self {
+    pub fn for_server(ground: &Ground, config: &Config, clock: &SharedClock, ports: Ports) -> Self {
         let stock = StockService::new(
             ground.db.clone(),
             ground.cluster.clone(),
@@ -73,25 +90,26 @@ impl Modules {
         let on_change = move |activity| actors.activity_changed(activity);
         let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
         let catalog = CatalogService::new(db, ids, clock.clone(), config.shop.currency, batches(config));
-        let modules = Self::new(ground, config, clock, gateways, Arc::new(on_change), Some(batches(config)));
+        let modules = Self::new(ground, config, clock, ports, Arc::new(on_change), Some(batches(config)));
         Self { stock: Some(stock), catalog: Some(catalog), ..modules }
     }
 
     /// Modules without actors: on this node nobody has to be told what they change.
-    pub fn for_command(ground: &Ground, config: &Config, clock: &SharedClock, gateways: Gateways) -> Self {
-        Self::new(ground, config, clock, gateways, Arc::new(|_| {}), None)
+    pub fn for_command(ground: &Ground, config: &Config, clock: &SharedClock, ports: Ports) -> Self {
+        Self::new(ground, config, clock, ports, Arc::new(|_| {}), None)
     }
 
     fn new(
         ground: &Ground,
         config: &Config,
         clock: &SharedClock,
-        gateways: Gateways,
+        ports: Ports,
         on_change: Arc<dyn Fn(ActivityId) + Send + Sync>,
         batches: Option<BatchSettings>,
     ) -> Self {
         let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
         let (policy, currency) = (policy(config), config.shop.currency);
+        let Ports { gateways, notifier } = ports;
         let payments = PaymentService::new(db.clone(), ids.clone(), clock.clone(), gateways, policy, batches);
         Self {
             stock: None,
@@ -102,6 +120,7 @@ impl Modules {
             ledger: Ledger::new(ids.clone(), currency),
             orders: OrderService::new(db, ids, clock.clone(), policy, payments.clone(), batches),
             payments,
+            notifier,
             config: Arc::new(config.clone()),
             clock: clock.clone(),
         }
@@ -143,6 +162,8 @@ impl Modules {
             coupon::groups::orders(ids.clone(), clock.clone()),
             wallet::groups::balances(self.ledger.clone(), clock.clone()),
             wallet::groups::points(self.ledger.clone(), clock.clone(), self.config.shop.points_per_major),
+            notification::groups::orders(ids.clone(), clock.clone()),
+            notification::groups::notifier(ground.db.clone(), clock.clone(), self.notifier.clone()),
             order_payments(ids, clock, policy(&self.config)),
             payment_log(),
             payment_refunds(self.payments.clone()),
@@ -200,6 +221,8 @@ impl Modules {
             })
         });
         let wallets = Data::new(wallets);
+        let notifications = NotificationService::new(ground.db.clone(), self.clock.clone());
+        let notifications = Data::new(notifications);
         let reconciliation = Data::new(self.reconciliation(ground));
         let (letters, outbox) = (Data::new(self.dead_letters(ground)), Data::new(self.outbox(ground)));
         move |routes| {
@@ -216,6 +239,7 @@ impl Modules {
                 .app_data(carts.clone())
                 .app_data(coupons.clone())
                 .app_data(wallets.clone())
+                .app_data(notifications.clone())
                 .app_data(activities.clone())
                 .app_data(orders.clone())
                 .app_data(payments.clone())

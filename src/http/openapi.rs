@@ -33,6 +33,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "shop", description = "Goods with a price and a quantity, and what users are about to order"),
         (name = "wallet", description = "Balances and what changed them"),
         (name = "coupons", description = "What takes something off an order"),
+        (name = "notifications", description = "What users are told"),
         (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),
         (name = "messaging", description = "Events on their way, and those that did not arrive"),
         (name = "operating", description = "Health, metrics and this document"),

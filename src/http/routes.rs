@@ -14,6 +14,7 @@ use crate::jobs::api as jobs;
 use crate::messaging::{api as messaging, asyncapi};
 use crate::order::api as order;
 use crate::payment::api as payment;
+use crate::notification::api as notification;
 use crate::reconciliation::api as reconciliation;
 use crate::stock::api as stock;
 use crate::wallet::api as wallet;
@@ -54,6 +55,8 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(payment::refunds)
         .service(payment::approve)
         .service(payment::refuse)
+        .service(notification::my_notifications)
+        .service(notification::read)
         .service(activity::get)
         .service(activity::list_all)
         .service(activity::create)

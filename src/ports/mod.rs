@@ -2,4 +2,5 @@
 
 pub mod clock;
 pub mod event_bus;
+pub mod notifier;
 pub mod payment_gateway;

@@ -14,6 +14,7 @@ mod jobs;
 mod lists;
 mod nodes;
 mod orders;
+mod notifications;
 mod reconciliation;
 mod sessions;
 mod shop;

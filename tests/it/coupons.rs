@@ -1,9 +1,15 @@
 //! Coupons: operators give them, orders hold and use them, time ends them.
 
-use chrono::TimeDelta;
-use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
-use crate::support::shop::{Fate, order, tell_of, with_coupon};
+use chrono::TimeDelta;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tombola::coupon::model::Unusable;
+use tombola::coupon::{CouponError, Spend, store};
+use tombola::ids::{CouponId, OrderId, UserId};
+
+use crate::support::shop::{self, Fate, order, tell_of, with_coupon};
 use crate::support::{Answer, Client, START, TestApp, eventually, stories};
 
 stories!(an_operator_gives_a_coupon_and_makes_it_void, a_coupon_follows_its_order, a_coupon_expires,);
@@ -143,4 +149,43 @@ async fn a_coupon_expires(app: &TestApp) {
     eventually(async || state(&alice, &held).await.0 == "expired").await;
     let told = app.events(&unused, "coupon.state_changed.v1").await;
     assert_eq!(told[1]["data"]["to"], "expired");
+}
+
+async fn two_orders_never_hold_one_coupon(app: &TestApp) {
+    let (alice, bob) = (app.customer("alice").await, app.customer("bob").await);
+    let given = give(app, &alice).await;
+    let (coupon, user) = (CouponId(given.parse().unwrap()), UserId(alice.user_id.parse().unwrap()));
+    let (db, ids) = (app.beside().await, shop::ids());
+    let spend = Spend { goods_amount_minor: 2000, order_amount_minor: 3000 };
+    let lock = |order: i64, user: UserId, spend: Spend| {
+        let (db, ids) = (db.clone(), ids.clone());
+        async move {
+            let locking = db.transaction(move |tx| {
+                let ids = ids.clone();
+                async move { store::lock(&tx, &ids, START, OrderId(order), user, coupon, spend).await }
+            });
+            locking.await.map(|deduction| (order, deduction))
+        }
+    };
+    let stranger = lock(1, UserId(bob.user_id.parse().unwrap()), spend).await;
+    assert!(matches!(stranger, Err(CouponError::NotFound)), "{stranger:?}");
+    let little = lock(1, user, Spend { goods_amount_minor: 1999, ..spend }).await;
+    assert!(matches!(little, Err(CouponError::Unusable(Unusable::MinSpend(2000)))), "{little:?}");
+    // Ten orders at once, each of them twice.
+    let mut held = BTreeSet::new();
+    for outcome in join_all((0..20).map(|number| lock(number / 2, user, spend))).await {
+        match outcome {
+            Ok((order, deduction)) => {
+                assert_eq!(deduction, 500);
+                held.insert(order);
+            }
+            Err(CouponError::Unusable(Unusable::Locked)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let holder = held.pop_first().unwrap();
+    assert!(held.is_empty(), "{held:?} hold it, too");
+    assert_eq!(state(&alice, &given).await, ("locked".to_owned(), json!(holder.to_string())));
+    assert_eq!(app.events(&given, "coupon.state_changed.v1").await.len(), 2);
+    db.close().await;
 }

@@ -1,14 +1,21 @@
 //! Balances and points: operators adjust them, orders use them, and they are what their entries add up to.
 
-use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
-use crate::support::shop::{Fate, order, tell_of};
-use crate::support::{Client, TestApp, eventually, stories};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tombola::db::Database;
+use tombola::ids::{OrderId, UserId};
+use tombola::wallet::{Ledger, WalletError};
+
+use crate::support::shop::{self, Fate, order, tell_of};
+use crate::support::{Answer, Client, START, TestApp, eventually, stories};
 
 stories!(
     an_operator_adjusts_a_balance,
     what_an_order_took_goes_back_once,
     paid_orders_earn_points,
+    a_balance_is_never_spent_twice,
     a_spoilt_balance_is_counted_again,
 );
 
@@ -26,8 +33,8 @@ async fn an_operator_adjusts_a_balance(app: &TestApp) {
         let request = operator.request(reqwest::Method::POST, &path).json(&body);
         request.header("idempotency-key", "welcome")
     };
-    let first = crate::support::Answer::to(request()).await;
-    let again = crate::support::Answer::to(request()).await;
+    let first = Answer::to(request()).await;
+    let again = Answer::to(request()).await;
     assert!(again.is_replayed());
     let (first, again) = (first.is(201), again.is(201));
     assert_eq!(first, again);
@@ -135,4 +142,58 @@ async fn a_spoilt_balance_is_counted_again(app: &TestApp) {
     let me = alice.get("/me").await.is(200);
     assert_eq!((&me["balance_minor"], &me["points"]), (&json!(1000), &json!(0)));
     assert_eq!(operator.post("/admin/reconciliations", json!({})).await.is(201)["found"], 0);
+}
+
+/// The account as orders' own transactions change it.
+async fn ledger(app: &TestApp) -> (Database, Ledger) {
+    let db = app.beside().await;
+    (db, Ledger::new(shop::ids(), "CNY".parse().unwrap()))
+}
+
+async fn a_balance_is_never_spent_twice(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    adjust(app, &alice, 1000).await;
+    let (db, ledger) = ledger(app).await;
+    let user = UserId(alice.user_id.parse().unwrap());
+    // Thirty orders at once, each of them twice: there is enough for three.
+    let pay = |number: i64| {
+        let (db, ledger) = (db.clone(), ledger.clone());
+        async move {
+            let paying = db.transaction(move |tx| {
+                let ledger = ledger.clone();
+                async move { ledger.pay(&tx, START, OrderId(number), user, 300).await }
+            });
+            paying.await.map(|()| number)
+        }
+    };
+    let paid = join_all((0..60).map(|number| pay(number / 2))).await;
+    let mut orders = BTreeSet::new();
+    for outcome in paid {
+        match outcome {
+            Ok(order) => drop(orders.insert(order)),
+            Err(WalletError::Insufficient { balance_minor }) => assert!(balance_minor < 300),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(orders.len(), 3);
+    assert_eq!(alice.get("/me").await.is(200)["balance_minor"], 100);
+    assert_eq!(alice.get("/me/wallet-entries").await.is(200)["items"].as_array().unwrap().len(), 4);
+    // What orders took goes back once, whoever says so, however often.
+    let orders: Vec<OrderId> = orders.into_iter().map(OrderId).collect();
+    join_all((0..10).map(|_| {
+        let (db, ledger, orders) = (db.clone(), ledger.clone(), orders.clone());
+        async move {
+            let giving = db.transaction(move |tx| {
+                let (ledger, orders) = (ledger.clone(), orders.clone());
+                async move { ledger.give_back(&tx, START, &orders).await }
+            });
+            giving.await.unwrap();
+        }
+    }))
+    .await;
+    assert_eq!(alice.get("/me").await.is(200)["balance_minor"], 1000);
+    assert_eq!(alice.get("/me/wallet-entries").await.is(200)["items"].as_array().unwrap().len(), 7);
+    let run = app.operator().await.post("/admin/reconciliations", json!({})).await.is(201);
+    assert_eq!(run["found"], 0, "{run}");
+    db.close().await;
 }

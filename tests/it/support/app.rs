@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, oneshot};
 use tombola::app::App;
 use tombola::config::Config;
+use tombola::db::{Database, DatabaseSettings};
 use tombola::jobs::Schedule;
 use tombola::ports::clock::{Clock, ManualClock, Timestamp};
 
@@ -155,6 +156,12 @@ impl TestApp {
         let mut events = invariants::events_of(&connection, activity.parse().unwrap()).await;
         connection.close().await.unwrap();
         events.remove(event_type).unwrap_or_default()
+    }
+
+    /// The database, opened beside the server.
+    pub(crate) async fn beside(&self) -> Database {
+        let settings = DatabaseSettings::new(&self.database.url.clone().into()).unwrap();
+        Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap()
     }
 
     /// Changes the database behind the server's back.

@@ -11,6 +11,11 @@ use tombola::ports::clock::{Clock, SystemClock};
 
 use super::{Client, START, TestApp};
 
+/// Ids of a node whose number no server of a story has.
+pub(crate) fn ids() -> Ids {
+    Ids::new(1000, &SystemClock, std::time::Duration::from_secs(60))
+}
+
 /// What becomes of an order.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fate {
@@ -64,8 +69,7 @@ pub(crate) fn with_coupon(order: Order, coupon: &str) -> Order {
 
 /// Commits the events of these fates, together.
 pub(crate) async fn tell_of(app: &TestApp, fates: &[(&Order, Fate)]) {
-    // A node number that no server of a story has.
-    let ids = Ids::new(1000, &SystemClock, std::time::Duration::from_secs(60));
+    let ids = ids();
     let mut events = Events::at(START);
     for (order, fate) in fates {
         push(&mut events, ids.next().unwrap(), order, *fate);

@@ -12,7 +12,12 @@ use tombola::ids::{CouponId, OrderId, UserId};
 use crate::support::shop::{self, Fate, order, tell_of, with_coupon};
 use crate::support::{Answer, Client, START, TestApp, eventually, stories};
 
-stories!(an_operator_gives_a_coupon_and_makes_it_void, a_coupon_follows_its_order, a_coupon_expires,);
+stories!(
+    an_operator_gives_a_coupon_and_makes_it_void,
+    two_orders_never_hold_one_coupon,
+    a_coupon_follows_its_order,
+    a_coupon_expires,
+);
 
 fn five_off() -> Value {
     json!({

@@ -1,5 +1,8 @@
 //! Orders that are only told of: what consumers make of them, without a shop around them.
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
 use sea_orm::{EntityTrait, IntoActiveModel};
 use tombola::ids::{BatchId, CouponId, EventId, Ids, OrderId, PaymentId, RefundId, UserId};
 use tombola::messaging::outbox::Events;
@@ -13,7 +16,9 @@ use super::{Client, START, TestApp};
 
 /// Ids of a node whose number no server of a story has.
 pub(crate) fn ids() -> Ids {
-    Ids::new(1000, &SystemClock, std::time::Duration::from_secs(60))
+    // One maker for all stories: two would make the same ids.
+    static IDS: LazyLock<Ids> = LazyLock::new(|| Ids::new(1000, &SystemClock, Duration::from_hours(24)));
+    IDS.clone()
 }
 
 /// What becomes of an order.

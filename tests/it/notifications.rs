@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::lists::pages;
+use crate::support::payments::{order_of, pay};
 use crate::support::shop::{Fate, order, tell_of};
-use crate::support::{Client, TestApp, eventually, stories};
+use crate::support::{Client, Offer, TestApp, eventually, stories};
 
-stories!(an_orders_life_is_told, a_notification_is_read_by_its_user);
+stories!(an_orders_life_is_told, a_purchase_is_told, a_notification_is_read_by_its_user);
 
 async fn told(customer: &Client) -> Vec<Value> {
     let page = customer.get("/me/notifications?limit=100").await.is(200);
@@ -59,6 +60,19 @@ async fn an_orders_life_is_told(app: &TestApp) {
     assert_eq!(app.events(&alice.user_id, "notification.requested.v1").await.len(), 7);
     let by_three = pages(&alice, "/me/notifications", 3).await;
     assert_eq!(by_three.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 1]);
+}
+
+async fn a_purchase_is_told(app: &TestApp) {
+    let activity = app.running(Offer::of(1).at_price(9900)).await;
+    let alice = app.customer("alice").await;
+    let order = alice.take(&activity).await.is(201)["order"]["id"].as_str().unwrap().to_owned();
+    pay(app, &alice, &order, "t-1").await;
+    order_of(&alice, &order).becomes("paid").await;
+    app.is_quiet().await;
+    let notifications = told(&alice).await;
+    let kinds: BTreeSet<&str> = notifications.iter().map(|told| told["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, BTreeSet::from(["order_awaiting_payment", "order_paid"]));
+    assert!(notifications.iter().all(|told| told["order_id"] == *order), "{notifications:?}");
 }
 
 async fn a_notification_is_read_by_its_user(app: &TestApp) {

@@ -25,7 +25,13 @@ stories!(
 async fn a_session_begins_and_ends(app: &TestApp) {
     let (here, there) = (app.customer("alice").await, app.customer("alice").await);
     let me = here.get("/me").await.is(200);
-    assert_eq!(me, json!({"id": here.user_id, "name": "alice", "roles": ["customer"]}));
+    assert_eq!(
+        me,
+        json!({
+            "id": here.user_id, "name": "alice", "roles": ["customer"], "balance_minor": 0, "points": 0, "currency": "CNY",
+            "red_dots": {},
+        })
+    );
     assert_eq!(there.user_id, here.user_id);
 
     assert_eq!(here.delete("/sessions/current").await.is(204), Value::Null);

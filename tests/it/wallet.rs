@@ -8,13 +8,15 @@ use tombola::db::Database;
 use tombola::ids::{OrderId, UserId};
 use tombola::wallet::{Ledger, WalletError};
 
+use crate::support::payments::{notice, order_of, pay, signed_notice};
 use crate::support::shop::{self, Fate, order, tell_of};
-use crate::support::{Answer, Client, START, TestApp, eventually, stories};
+use crate::support::{Answer, Client, Offer, START, TestApp, eventually, stories};
 
 stories!(
     an_operator_adjusts_a_balance,
     what_an_order_took_goes_back_once,
     paid_orders_earn_points,
+    a_late_payment_leaves_no_points,
     a_balance_is_never_spent_twice,
     a_spoilt_balance_is_counted_again,
 );
@@ -142,6 +144,26 @@ async fn a_spoilt_balance_is_counted_again(app: &TestApp) {
     let me = alice.get("/me").await.is(200);
     assert_eq!((&me["balance_minor"], &me["points"]), (&json!(1000), &json!(0)));
     assert_eq!(operator.post("/admin/reconciliations", json!({})).await.is(201)["found"], 0);
+}
+
+async fn a_late_payment_leaves_no_points(app: &TestApp) {
+    let activity = app.running(Offer::of(2).at_price(9950)).await;
+    let alice = app.customer("alice").await;
+    let buy = async || alice.take(&activity).await.is(201)["order"]["id"].as_str().unwrap().to_owned();
+    let (late, good) = (buy().await, buy().await);
+    let opened = alice.post(&format!("/orders/{late}/payments"), json!({"channel": "sandbox"})).await.is(201);
+    alice.post(&format!("/orders/{late}/cancel"), json!({})).await.is(200);
+    let captured = notice(opened["payment"]["id"].as_str().unwrap(), "t-late", 9950);
+    signed_notice(app, &captured).await.is(200);
+    pay(app, &alice, &good, "t-good").await;
+    order_of(&alice, &good).becomes("paid").await;
+    app.is_quiet().await;
+    // 99.50 paid: a point for each whole unit.
+    assert_eq!(alice.get("/me").await.is(200)["points"], 99);
+    alice.post(&format!("/orders/{good}/refunds"), json!({"reason": "too big"})).await.is(202);
+    order_of(&alice, &good).becomes("refunded").await;
+    app.is_quiet().await;
+    assert_eq!(alice.get("/me").await.is(200)["points"], 0);
 }
 
 /// The account as orders' own transactions change it.

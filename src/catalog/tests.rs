@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use super::model::{Adjustment, CatalogError, Description, Edit, Name, NewGoods, Price, State, Stock};
 use super::reconcile::GoodsAgainstLedger;
 use super::returns::{give_back, group};
-use super::{CatalogService, ReserveError};
+use super::{CatalogService, ReserveError, store};
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::db::{Database, DatabaseSettings, DbFault};
 use crate::idempotency::Answered;
@@ -37,6 +37,7 @@ enum Engine {
 
 struct Story {
     _directory: TempDir,
+    settings: DatabaseSettings,
     db: Database,
     clock: Arc<ManualClock>,
     ids: Ids,
@@ -53,12 +54,12 @@ impl Story {
             MariaDb => new_database("TOMBOLA_TEST_MARIADB_URL").await?,
         };
         let settings = DatabaseSettings::new(&url.into()).unwrap();
-        let db = Database::connect(settings, Handle::current()).await.unwrap();
+        let db = Database::connect(settings.clone(), Handle::current()).await.unwrap();
         db.migrate().await.unwrap();
         let clock = Arc::new(ManualClock::new(Timestamp::from_timestamp(1_800_000_000, 0).unwrap()));
         let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
         let catalog = node(&db, &ids, &clock);
-        Some(Self { _directory: directory, db, clock, ids, catalog })
+        Some(Self { _directory: directory, settings, db, clock, ids, catalog })
     }
 
     async fn goods(&self, stock_total: i32) -> GoodsId {
@@ -288,6 +289,41 @@ async fn what_an_order_held_comes_back_once(#[case] engine: Engine) {
     let (order, again) = (story.order().await, node(&story.db, &story.ids, &story.clock));
     assert_eq!(again.reserve(order, tea, 10).await, Ok(()));
     again.stop().await;
+    story.ends().await;
+}
+
+/// R5: a transaction that was given up may still be on its way; nobody is answered before it is known what it did.
+#[rstest]
+#[case::sqlite(Sqlite)]
+#[case::postgres(Postgres)]
+#[case::mariadb(MariaDb)]
+#[actix_web::test]
+async fn a_batch_of_unknown_outcome_is_resolved_before_it_is_answered(#[case] engine: Engine) {
+    let Some(story) = Story::begin(engine).await else { return };
+    let mut settings = story.settings.clone();
+    settings.deadline = Duration::from_millis(400);
+    let impatient = Database::connect(settings, Handle::current()).await.unwrap();
+    let catalog = node(&impatient, &story.ids, &story.clock);
+    let goods = story.goods(3).await;
+    let orders = story.orders(2).await;
+    let (holds, held) = tokio::sync::oneshot::channel();
+    let holding = story.db.transaction_once::<_, DbFault, _, _>(move |tx| async move {
+        store::lock(&tx, goods).await?;
+        let _ = holds.send(());
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        Ok(())
+    });
+    let selling = async {
+        held.await.unwrap();
+        join_all(orders.iter().map(|order| catalog.reserve(*order, goods, 2))).await
+    };
+    let (released, answers) = join(holding, selling).await;
+    released.unwrap();
+    assert_eq!(answers, [Ok(()), INSUFFICIENT(1)]);
+    assert_eq!(story.stock(goods).await, Stock { total: 3, available: 1 });
+    assert_eq!(story.ledger(goods).await.len(), 2);
+    catalog.stop().await;
+    impatient.close().await;
     story.ends().await;
 }
 

@@ -41,11 +41,20 @@ def main():
         measure_large(Sqlite(options.directory), options, notes)
         print_report(introduction, rows, notes)
         return
+    if options.deadlines:
+        orders.measure_deadlines(options, notes)
+        print_report(introduction, rows, notes)
+        return
     for database in (Sqlite(options.directory), Postgres(), MariaDb()):
         if options.only in (None, database.name):
             measure_server(database, options, rows, notes)
     if options.only in (None, "postgres"):
         measure_hot_row(options, rows)
+    if options.only in (None, "orders"):
+        orders.measure_orders(options, rows, notes)
+    if options.only == "orders":
+        print_report(introduction, rows, notes)
+        return
     if options.only is None:
         measure_redis(options, rows)
         measure_rabbitmq_takes(options, rows, notes)
@@ -64,7 +73,10 @@ def parse_arguments():
     parser.add_argument("--customers", type=int, default=100_000, help="customers who take turns (100000)")
     parser.add_argument("--large", action="store_true",
                         help="only memory and restart: 5 million takes by 1 million customers on SQLite")
-    parser.add_argument("--only", choices=["sqlite", "postgres", "mariadb"], help="only one database")
+    parser.add_argument("--deadlines", action="store_true",
+                        help="only a million orders that are not paid in time, on PostgreSQL")
+    parser.add_argument("--only", choices=["sqlite", "postgres", "mariadb", "orders"],
+                        help="only one database, or only orders")
     parser.add_argument("--directory", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -318,15 +330,16 @@ class Server:
         except urllib.error.HTTPError as refusal:
             sys.exit(f"{method} {path} answered {refusal.code}: {refusal.read().decode()}")
 
-    def start_activity(self, name, stock):
+    def start_activity(self, name, stock, kind="giveaway", **more):
         now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
         activity = self.call("POST", "/api/v1/admin/activities", {
             "name": name,
-            "kind": "giveaway",
+            "kind": kind,
             "starts_at": (now - datetime.timedelta(minutes=1)).isoformat(),
             "ends_at": (now + datetime.timedelta(days=1)).isoformat(),
             "stock_total": stock,
             "take_limit_per_user": None,
+            **more,
         })["id"]
         for event in ("submit", "approve"):
             state = self.transition(activity, event)
@@ -381,8 +394,8 @@ class Load:
         return f"{self.refused:,}" + (f", {self.broken:,} broken" if self.broken else "")
 
 
-def load(server, method, path, tokens, connections, seconds, keys=False, count=False):
-    environment = dict(os.environ)
+def load(server, method, path, tokens, connections, seconds, keys=False, count=False, body=""):
+    environment = os.environ | {"BODY": body}
     if keys:
         environment["KEYS"] = "1"
     if count:
@@ -565,4 +578,7 @@ def progress(text):
 
 
 if __name__ == "__main__":
+    # Known by its name to what it imports.
+    sys.modules["measure"] = sys.modules["__main__"]
+    import orders
     main()

@@ -1,0 +1,44 @@
+-- For wrk: sends each prepared request once, then stops.
+--
+--   wrk … -s replay.lua URL -- FILE THREADS
+--
+-- FILE has one request per line, with `\n` written as the two characters of an escape; each thread has lines of its own.
+-- The last line of the output is a JSON object, as that of customers.lua.
+
+local threads = {}
+
+function setup(thread)
+  thread:set("number", #threads)
+  table.insert(threads, thread)
+end
+
+local requests, next_one, answered = {}, 0, 0
+
+function init(args)
+  local file, of = args[1], tonumber(args[2])
+  local line_number = 0
+  for line in io.lines(file) do
+    if line_number % of == number then
+      requests[#requests + 1] = line:gsub("\\r", "\r"):gsub("\\n", "\n")
+    end
+    line_number = line_number + 1
+  end
+end
+
+function request()
+  next_one = next_one + 1
+  return requests[next_one] or "GET /livez HTTP/1.1\r\nHost: bench\r\n\r\n"
+end
+
+function response()
+  answered = answered + 1
+  if answered >= #requests then wrk.thread:stop() end
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  print(string.format(
+    '{"requests": %d, "duration": %d, "p50": %d, "p99": %d, "max": %d, "refused": %d, "broken": %d, "statuses": {}}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max, errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout))
+end

@@ -351,4 +351,25 @@ mod tests {
             }
         }
     }
+
+    /// README.md's table of what wins when money and a cancellation meet.
+    fn outcomes() -> String {
+        let cell = |state, command| match decide(&status(state), command, DUE) {
+            Ok(Move(next)) => format!("`{next}`"),
+            Ok(AlreadyDone) => "as it is".to_owned(),
+            Ok(ReturnPayment(_)) => "the money goes back".to_owned(),
+            Err(refusal) => format!("refused: {refusal}"),
+        };
+        let rows = State::ALL.iter().filter(|state| !matches!(state, Draft | Invalid)).map(|&state| {
+            let cells = [Cancel, Expire, Pay(FIRST), Pay(SECOND)].map(|command| cell(state, command));
+            format!("| `{state}` | {} |\n", cells.join(" | "))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_readme_says_what_wins() {
+        let published = include_str!("../../README.md");
+        assert!(published.contains(&outcomes()), "README.md should have:\n{}", outcomes());
+    }
 }

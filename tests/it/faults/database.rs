@@ -190,10 +190,24 @@ async fn f08_one_backend_stopped(engine: Engine) {
             "SELECT pid::bigint {of_server} AND {STARTED} > {newer_than} \
              ORDER BY state = 'active' DESC, state_change DESC LIMIT 1"
         );
-        let backend = u32::try_from(number(&administrator, &busiest).await).unwrap();
-        newer_than = number(&administrator, &format!("SELECT max({STARTED}) {of_server}")).await;
-        send(backend, Signal::Stop);
-        server.counts("tombola_database_pools_replaced_total", replaced).await;
+        let deadline = Instant::now() + PATIENCE;
+        let backend = loop {
+            let backend = u32::try_from(number(&administrator, &busiest).await).unwrap();
+            let newest = number(&administrator, &format!("SELECT max({STARTED}) {of_server}")).await;
+            send(backend, Signal::Stop);
+            let noticed = async || server.counted("tombola_database_pools_replaced_total").await >= replaced;
+            let look_until = Instant::now() + Duration::from_secs(8);
+            while !noticed().await && Instant::now() < look_until {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            if noticed().await {
+                newer_than = newest;
+                break backend;
+            }
+            // Nobody needed that one: it was on its way out of the pool. Another, then.
+            send(backend, Signal::Continue);
+            assert!(Instant::now() < deadline, "no stopped backend was ever noticed");
+        };
         // It may hold the lock of the block that is being sold: nobody can end that but itself.
         send(backend, Signal::Continue);
         let healed = Instant::now();

@@ -10,6 +10,7 @@ pub mod groups;
 pub mod jobs;
 pub mod model;
 pub mod refund;
+mod refunding;
 pub mod service;
 pub mod store;
 

@@ -16,14 +16,14 @@ use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{Desk, LaneError, Lanes};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::idempotency::{self, Answer, Answered, KeyRefusal, RequestKey};
-use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, RefundId, UserId};
-use crate::order::machine::{Command, State};
-use crate::order::model::{Cause, Order};
-use crate::order::store::{self as orders, Policy, Step};
+use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, UserId};
+use crate::order::machine::State;
+use crate::order::model::Order;
+use crate::order::store::{self as orders, Policy};
 use crate::ports::clock::SharedClock;
 use crate::ports::payment_gateway::{
     Acknowledgement, Channel, Closing, GatewayError, GatewayState, Gateways, NoticeHeaders, NoticeKind,
-    NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder, RefundOrder, RefundState as AtGateway,
+    NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder,
 };
 
 /// How a customer wants to pay.
@@ -119,14 +119,14 @@ impl Desk for SettlingDesk {
 
 /// Opens payments, settles them, gives money back. Clones share everything.
 #[derive(Clone)]
-pub struct PaymentService(Arc<Inner>);
+pub struct PaymentService(pub(super) Arc<Inner>);
 
-struct Inner {
-    db: Database,
-    ids: Ids,
-    clock: SharedClock,
+pub(super) struct Inner {
+    pub(super) db: Database,
+    pub(super) ids: Ids,
+    pub(super) clock: SharedClock,
     gateways: Gateways,
-    policy: Policy,
+    pub(super) policy: Policy,
     lanes: Option<Lanes<SettlingDesk>>,
 }
 
@@ -158,7 +158,7 @@ impl PaymentService {
         &self.0.gateways
     }
 
-    fn gateway(&self, channel: Channel) -> Result<Arc<dyn PaymentGateway>, PaymentError> {
+    pub(super) fn gateway(&self, channel: Channel) -> Result<Arc<dyn PaymentGateway>, PaymentError> {
         self.0.gateways.get(channel).ok_or(PaymentError::ChannelOff(channel))
     }
 
@@ -360,128 +360,6 @@ impl PaymentService {
         self.0.db.read(move |db| async move { store::pending(&db, until, after, limit).await }).await
     }
 
-    /// Refunds in `state`, newest first.
-    pub async fn refunds(
-        &self,
-        state: Option<RefundState>,
-        before: Option<RefundId>,
-        limit: u64,
-    ) -> Result<Vec<Refund>, DbFault> {
-        self.0.db.read(move |db| async move { refund::page(&db, state, before, limit).await }).await
-    }
-
-    /// An operator agrees to a refund, or has one that failed tried again.
-    pub async fn approve(
-        &self,
-        by: UserId,
-        id: RefundId,
-        key: Option<RequestKey>,
-    ) -> Result<Answered<Refund>, PaymentError> {
-        let (ids, clock) = (self.0.ids.clone(), self.0.clock.clone());
-        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
-            let (ids, now) = (ids.clone(), clock.now());
-            async move {
-                let from = [RefundState::Requested, RefundState::Failed];
-                let moved =
-                    refund::advance(&tx, id, &from, RefundState::Approved, Some(by), None, now).await?;
-                let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
-                match (moved, refund.state) {
-                    (true, _) => refund::announce_approved(&tx, &ids, &refund, now).await?,
-                    (false, RefundState::Approved | RefundState::Succeeded) => {}
-                    (false, state) => return Err(PaymentError::RefundSettled(state)),
-                }
-                Ok(refund)
-            }
-        })
-        .await
-    }
-
-    /// An operator refuses a refund: the order is again what it was.
-    pub async fn refuse(
-        &self,
-        by: UserId,
-        id: RefundId,
-        reason: String,
-        key: Option<RequestKey>,
-    ) -> Result<Answered<Refund>, PaymentError> {
-        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
-        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
-            let (ids, now, reason) = (ids.clone(), clock.now(), reason.clone());
-            async move {
-                let before = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
-                let mut step = Step::new(before.order_id, Command::RefuseRefund, Cause::Operator(by));
-                step.reason = Some(reason.clone());
-                // The order first, as everywhere.
-                if before.state == RefundState::Requested {
-                    let answers = orders::advance(&tx, &ids, now, policy, &[step]).await?;
-                    if answers.iter().any(Result::is_err) {
-                        return Err(PaymentError::RefundSettled(before.state));
-                    }
-                }
-                let from = [RefundState::Requested];
-                refund::advance(&tx, id, &from, RefundState::Rejected, Some(by), Some(&reason), now).await?;
-                match refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)? {
-                    refund if refund.state == RefundState::Rejected => Ok(refund),
-                    refund => Err(PaymentError::RefundSettled(refund.state)),
-                }
-            }
-        })
-        .await
-    }
-
-    /// Gives the money of an approved refund back. A repeat does nothing more; while the gateway works on it, or does not
-    /// say, the refund stays approved.
-    pub async fn perform(&self, id: RefundId) -> Result<(), PaymentError> {
-        let found = self.0.db.read(move |db| async move {
-            let refund = refund::find(&db, id).await?.ok_or(PaymentError::NotFound)?;
-            let payment = match refund.payment_id {
-                Some(payment) => store::find(&db, payment).await?,
-                None => None,
-            };
-            Ok::<_, PaymentError>((refund, payment))
-        });
-        let (refund, payment) = found.await?;
-        if refund.state != RefundState::Approved {
-            return Ok(());
-        }
-        let Some(payment) = payment else { return self.refund_stands(id, AtGateway::Succeeded).await };
-        let wanted = RefundOrder {
-            refund_id: id,
-            payment_id: payment.id,
-            transaction_id: payment.transaction_id.unwrap_or_default(),
-            amount_minor: refund.amount_minor,
-            total_minor: payment.amount_minor,
-            currency: refund.currency,
-            reason: refund.reason,
-        };
-        let state = match self.gateway(payment.channel)?.refund(&wanted).await {
-            Ok(state) => state,
-            Err(GatewayError::Unclear(reason)) => return Err(GatewayError::Unclear(reason).into()),
-            Err(refused) => AtGateway::Failed { reason: refused.to_string() },
-        };
-        self.refund_stands(id, state).await
-    }
-
-    /// Notes where a refund stands at the gateway.
-    async fn refund_stands(&self, id: RefundId, state: AtGateway) -> Result<(), PaymentError> {
-        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
-        let failure = match state {
-            AtGateway::NotFound | AtGateway::Processing => return Ok(()),
-            AtGateway::Succeeded => None,
-            AtGateway::Failed { reason } => Some(reason.chars().take(256).collect::<String>()),
-        };
-        if let Some(reason) = &failure {
-            error!(refund.id = %id, reason, "Refund {id} failed at the gateway; an operator has to look at it");
-        }
-        self.0
-            .db
-            .transaction(move |tx| {
-                let (ids, now, failure) = (ids.clone(), clock.now(), failure.clone());
-                async move { note_refund(&tx, &ids, now, policy, id, failure.as_deref()).await }
-            })
-            .await
-    }
-
     /// Lets what was accepted be settled.
     pub async fn stop(&self) {
         if let Some(lanes) = &self.0.lanes {
@@ -558,33 +436,4 @@ pub fn payment_order(payment: &Payment, order: &Order, wish: Wish) -> Result<Pay
         payer: wish.payer,
         mode: wish.mode,
     })
-}
-
-async fn note_refund(
-    tx: &Tx,
-    ids: &Ids,
-    now: crate::ports::clock::Timestamp,
-    policy: Policy,
-    id: RefundId,
-    failure: Option<&str>,
-) -> Result<(), PaymentError> {
-    let refund = refund::find(tx, id).await?.ok_or(PaymentError::NotFound)?;
-    let open = [RefundState::Approved, RefundState::Failed];
-    if !open.contains(&refund.state) {
-        return Ok(());
-    }
-    if let Some(reason) = failure {
-        refund::advance(tx, id, &[RefundState::Approved], RefundState::Failed, None, Some(reason), now)
-            .await?;
-        return Ok(());
-    }
-    if refund.cause == super::model::RefundCause::Order {
-        // The order first, as everywhere.
-        let step = Step::new(refund.order_id, Command::CompleteRefund, Cause::Refund(id));
-        for answer in orders::advance(tx, ids, now, policy, &[step]).await? {
-            answer.map_err(|_| DbFault::Missing("an order that is being refunded"))?;
-        }
-    }
-    refund::advance(tx, id, &open, RefundState::Succeeded, None, None, now).await?;
-    Ok(())
 }

@@ -78,13 +78,14 @@ impl Shop {
         });
         let paid = paying.await;
         let had = *self.balance(user);
-        if self.model.paid.contains_key(&(order, user)) {
-            paid.unwrap();
-        } else if had < minor {
+        let repeated = self.model.paid.contains_key(&(order, user));
+        if !repeated && had < minor {
             let Err(WalletError::Insufficient { balance_minor }) = paid else { panic!("{paid:?}") };
             assert_eq!(balance_minor, had);
-        } else {
-            paid.unwrap();
+            return;
+        }
+        paid.unwrap();
+        if !repeated {
             self.model.paid.insert((order, user), minor);
             *self.balance(user) -= minor;
         }

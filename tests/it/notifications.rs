@@ -31,7 +31,8 @@ async fn an_orders_life_is_told(app: &TestApp) {
     let notifications = told(&alice).await;
     assert_eq!(notifications.len(), 7);
     let of = |order: i64| {
-        let of_order = notifications.iter().filter(|told| told["order_id"] == order.to_string());
+        let order = order.to_string();
+        let of_order = notifications.iter().filter(|told| told["order_id"] == *order);
         of_order.map(|told| told["kind"].as_str().unwrap()).collect::<BTreeSet<_>>()
     };
     let life = [

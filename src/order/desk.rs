@@ -7,6 +7,7 @@ use std::sync::Arc;
 use entities::order_request;
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
 
+use super::machine::State;
 use super::model::Order;
 use super::store::{self, Policy, Step, StepRefusal};
 use crate::actors::lanes::Desk;
@@ -149,23 +150,11 @@ async fn begun_requests(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], Ord
         Work::Draft { key: Some(key), .. } => Some(key.id),
         Work::Draft { key: None, .. } | Work::Step { .. } => None,
     });
-    let keys: Vec<[u8; 32]> = keys.collect();
-    if keys.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let rows = Rows::new().column("id", Column::Hash(keys));
-    let sql = "SELECT q.id, q.order_id, o.state FROM {rows} JOIN order_request q ON q.id = r.id \
-        LEFT JOIN orders o ON o.id = q.order_id";
-    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
     let (mut begun, mut forgotten) = (HashMap::new(), Vec::new());
-    for row in found {
-        let key: Vec<u8> = row.try_get("", "id")?;
-        let key: [u8; 32] = key.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
-        match row.try_get::<Option<String>>("", "state")?.as_deref() {
-            None | Some("invalid") => forgotten.push(key.to_vec()),
-            Some(_) => {
-                begun.insert(key, OrderId(row.try_get("", "order_id")?));
-            }
+    for (key, order) in requests(tx, keys.collect()).await? {
+        match order {
+            Some(order) => drop(begun.insert(key, order)),
+            None => forgotten.push(key.to_vec()),
         }
     }
     if !forgotten.is_empty() {
@@ -175,6 +164,30 @@ async fn begun_requests(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], Ord
             .await?;
     }
     Ok(begun)
+}
+
+/// What requests with `keys` began; `None` if it came to nothing.
+pub async fn requests(
+    connection: &impl ConnectionTrait,
+    keys: Vec<[u8; 32]>,
+) -> Result<Vec<([u8; 32], Option<OrderId>)>, DbFault> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = Rows::new().column("id", Column::Hash(keys));
+    let sql = "SELECT q.id, q.order_id, o.state FROM {rows} JOIN order_request q ON q.id = r.id \
+        LEFT JOIN orders o ON o.id = q.order_id";
+    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), sql, [])).await?;
+    found
+        .iter()
+        .map(|row| {
+            let key: Vec<u8> = row.try_get("", "id")?;
+            let key = key.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
+            let state: Option<String> = row.try_get("", "state")?;
+            let stands = state.is_some_and(|state| state != State::Invalid.word());
+            Ok((key, if stands { Some(OrderId(row.try_get("", "order_id")?)) } else { None }))
+        })
+        .collect()
 }
 
 /// The requests that began orders, for repeats of them.

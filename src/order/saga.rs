@@ -15,7 +15,7 @@ use chrono::TimeDelta;
 use tracing::{info, warn};
 
 use super::checkout::{Known, Mismatch, Quote, Shipping, Wish, quote};
-use super::desk::{Work, WorkRefusal};
+use super::desk::{self, Work, WorkRefusal};
 use super::machine::{Command, State};
 use super::model::{Cause, Kind, Order};
 use super::service::{By, OrderService};
@@ -114,13 +114,31 @@ impl Checkout {
         }
     }
 
+    /// What the request with `key` that was faster is answered; a refusal while it is under way.
+    async fn first(&self, key: Option<RequestKey>) -> Result<Option<Answered<Order>>, CheckoutError> {
+        if let Some(first) = self.kept(key).await? {
+            return Ok(Some(first));
+        }
+        let keys = key.map(|key| key.id).into_iter().collect();
+        let begun = self.db.read(move |db| async move { desk::requests(&db, keys).await });
+        let begun: Vec<_> = begun.await.map_err(|fault: DbFault| fault)?;
+        match begun.iter().any(|(_, order)| order.is_some()) {
+            true => Err(KeyRefusal::InProgress.into()),
+            false => Ok(None),
+        }
+    }
+
     async fn run(
         &self,
         user: UserId,
         wish: Wish,
         key: Option<RequestKey>,
     ) -> Result<Answered<Order>, CheckoutError> {
-        let quote = quote(&wish, &self.known(user, &wish).await?, self.clock.now())?;
+        let quote = match quote(&wish, &self.known(user, &wish).await?, self.clock.now()) {
+            Ok(quote) => quote,
+            // What is missing may be what the first request with this key holds.
+            Err(mismatch) => return self.first(key).await?.ok_or(mismatch.into()),
+        };
         let draft = Arc::new(self.draft(user, &wish, &quote)?);
         match self.orders.work(Work::Draft { order: draft.clone(), key }).await {
             Ok(Answered::Fresh(_)) => {}

@@ -8,8 +8,9 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i64,
     pub order_id: i64,
+    /// The payment it returns; none if there was none, or if it was rejected.
     pub payment_id: Option<i64>,
-    /// The order, if the refund undoes it; none if only a surplus payment goes back.
+    /// The order, if the refund undoes it; none if only a surplus payment goes back, or if it was rejected.
     pub refunded_order_id: Option<i64>,
     pub user_id: i64,
     pub channel: Option<String>,

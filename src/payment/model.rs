@@ -123,7 +123,7 @@ pub struct Refund {
     pub id: RefundId,
     pub order_id: OrderId,
     pub user_id: UserId,
-    /// Null if no gateway took part.
+    /// Null if no gateway took part, or if it was rejected.
     pub payment_id: Option<PaymentId>,
     pub channel: Option<Channel>,
     /// Through the gateway.

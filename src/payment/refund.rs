@@ -206,6 +206,12 @@ pub async fn advance(
     if settled {
         update = update.col_expr(refund::Column::SettledAt, Some(to_micros(now)).into());
     }
+    if to == RefundState::Rejected {
+        // It undoes nothing, so that the next one can.
+        update = update
+            .col_expr(refund::Column::PaymentId, None::<i64>.into())
+            .col_expr(refund::Column::RefundedOrderId, None::<i64>.into());
+    }
     if let Some(by) = by {
         update = update.col_expr(refund::Column::DecidedBy, Some(by.0).into());
     }

@@ -145,6 +145,12 @@ impl<'a> Desk<'a> {
 
     fn take(&mut self, step: &Step) -> Result<Result<Advanced, StepRefusal>, DbFault> {
         let Some(order) = self.orders.get(&step.order) else { return Ok(Err(StepRefusal::NotFound)) };
+        // Money that goes back pays nothing, whoever tells of it again.
+        if let Command::Pay(payment) = step.command
+            && self.payments.get(&payment).is_some_and(|captured| captured.refunded)
+        {
+            return Ok(Ok(Advanced::AlreadyDone(order.clone())));
+        }
         let status = order.status(self.open.contains(&step.order));
         let decision = match decide(&status, step.command, self.now) {
             Ok(decision) => decision,
@@ -156,9 +162,7 @@ impl<'a> Desk<'a> {
             Decision::ReturnPayment(payment) => {
                 let captured =
                     self.payments.get_mut(&payment).ok_or(DbFault::Missing("a captured payment"))?;
-                if std::mem::replace(&mut captured.refunded, true) {
-                    return Ok(Ok(Advanced::AlreadyDone(order)));
-                }
+                captured.refunded = true;
                 let refund = NewRefund::of_surplus(self.ids.next()?, &order, captured);
                 order.version += 1;
                 order.updated_at = self.now;

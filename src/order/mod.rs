@@ -16,5 +16,7 @@ pub mod model;
 pub mod saga;
 pub mod service;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 pub use service::OrderService;

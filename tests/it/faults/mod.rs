@@ -13,6 +13,7 @@ mod disk;
 mod instance;
 mod lock;
 mod nodes;
+mod orders;
 mod panic;
 
 use std::time::Duration;

@@ -35,9 +35,18 @@ pub(crate) fn post(path: &str, token: &str, key: &str, body: &str) -> String {
     let authorization =
         if token.is_empty() { String::new() } else { format!("authorization: Bearer {token}\r\n") };
     let key = if key.is_empty() { String::new() } else { format!("idempotency-key: {key}\r\n") };
+    post_with(path, &format!("{authorization}{key}"), body)
+}
+
+/// What the sandbox tells the shop, signed.
+pub(crate) fn notify(signature: &str, body: &str) -> String {
+    post_with("/payments/callbacks/sandbox", &format!("tombola-signature: {signature}\r\n"), body)
+}
+
+fn post_with(path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
-        "POST /api/v1{path} HTTP/1.1\r\nhost: tombola\r\n{authorization}{key}\
+        "POST /api/v1{path} HTTP/1.1\r\nhost: tombola\r\n{headers}\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )
 }

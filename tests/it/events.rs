@@ -12,6 +12,7 @@ use tombola::messaging::catalogue::EventType;
 use tombola::messaging::envelope::Envelope;
 use tombola::messaging::outbox;
 
+use crate::support::payments::{notice, order_of, pay, signed_notice};
 use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
 
 stories!(
@@ -40,6 +41,7 @@ async fn every_event_is_as_it_was_promised(app: &TestApp) {
     alice.take(&activity).await.take();
     alice.take(&activity).await.refused(409, "sold_out");
     eventually(async || !app.events(&activity, "activity.sold_out.v1").await.is_empty()).await;
+    an_order_lives(app, &operator, &alice).await;
 
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
@@ -55,6 +57,47 @@ async fn every_event_is_as_it_was_promised(app: &TestApp) {
     }
     let all: BTreeSet<&str> = EventType::ALL.iter().map(|event| event.word()).collect();
     assert_eq!(seen.keys().copied().collect::<BTreeSet<_>>(), all, "each type occurs");
+}
+
+/// An order with everything that can happen to one, and one that is cancelled.
+async fn an_order_lives(app: &TestApp, operator: &Client, alice: &Client) {
+    app.restart_with(|config| config.order.refund_approval = true).await;
+    let user = format!("/admin/users/{}", alice.user_id);
+    let gift = json!({"amount_minor": 500, "reason": "a gift"});
+    operator.post(&format!("{user}/wallet-adjustments"), gift).await.is(201);
+    let coupon = json!({
+        "name": "Welcome", "face_value_minor": 1000, "min_spend_minor": 0,
+        "valid_until": app.now() + chrono::TimeDelta::days(1),
+    });
+    let coupon = operator.post(&format!("{user}/coupons"), coupon).await.is(201)["id"].clone();
+    let goods = json!({"name": "Mooncakes", "price_minor": 20000, "stock_total": 10});
+    let goods = operator.post("/admin/goods", goods).await.is(201)["id"].clone();
+    let mut wish = json!({
+        "items": [{"goods_id": goods, "quantity": 1, "unit_price_minor": 20000}],
+        "shipping_fee_minor": 0, "order_amount_minor": 20000,
+        "address": {"consignee": "Alice", "phone": "123", "line": "1 Rabbit Hole"},
+    });
+    let unwanted = alice.post("/orders", wish.clone()).await.is(201)["id"].as_str().unwrap().to_owned();
+    alice.post(&format!("/orders/{unwanted}/cancel"), json!({})).await.is(200);
+
+    wish["coupon_id"] = coupon;
+    wish["balance_minor"] = json!(500);
+    let order = alice.post("/orders", wish).await.is(201)["id"].as_str().unwrap().to_owned();
+    let opened =
+        alice.post(&format!("/orders/{order}/payments"), json!({"channel": "sandbox"})).await.is(201);
+    let mut failed = notice(opened["payment"]["id"].as_str().unwrap(), "t-0", 18500);
+    failed["result"] = json!("failure");
+    signed_notice(app, &failed).await.is(200);
+    pay(app, alice, &order, "t-1").await;
+    order_of(alice, &order).becomes("paid").await;
+    operator.post(&format!("/admin/orders/{order}/ship"), json!({})).await.is(200);
+    operator.post(&format!("/admin/orders/{order}/finish"), json!({})).await.is(200);
+    alice.post(&format!("/orders/{order}/refunds"), json!({"reason": "stale"})).await.is(202);
+    let refunds = alice.get(&format!("/orders/{order}/refunds")).await.is(200);
+    let refund = refunds["items"][0]["id"].as_str().unwrap();
+    operator.post(&format!("/admin/refunds/{refund}/approve"), json!({})).await.is(200);
+    order_of(alice, &order).becomes("refunded").await;
+    app.is_quiet().await;
 }
 
 async fn an_event_carries_the_trace_of_its_request(app: &TestApp) {

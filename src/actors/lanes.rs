@@ -36,7 +36,7 @@ pub trait Desk: Clone + Debug + Send + Sync + 'static {
         &self,
         tx: Tx,
         items: Arc<[Self::Item]>,
-    ) -> impl Future<Output = Result<Vec<Result<Self::Done, Self::Refusal>>, DbFault>> + Send;
+    ) -> impl Future<Output = Result<Answers<Self>, DbFault>> + Send;
 }
 
 /// Why a lane did not do what it was asked.
@@ -146,7 +146,8 @@ impl<D: Desk> Engine for Lane<D> {
     }
 }
 
-type Answers<D> = Vec<Result<<D as Desk>::Done, <D as Desk>::Refusal>>;
+/// What became of each item of a group, in its place.
+pub type Answers<D> = Vec<Result<<D as Desk>::Done, <D as Desk>::Refusal>>;
 
 impl<D: Desk> Lane<D> {
     async fn settle(&self, asks: &[Ask<Self>]) -> Result<Answers<D>, DbFault> {

@@ -45,7 +45,7 @@ pub fn payment_queries(payments: PaymentService, schedule: Schedule) -> Job {
                 match payments.perform(refund.id).await {
                     Ok(()) => refunded += 1,
                     Err(error) => {
-                        warn!(refund.id = %refund.id, %error, "Refund {} is tried again", refund.id)
+                        warn!(refund.id = %refund.id, %error, "Refund {} is tried again", refund.id);
                     }
                 }
             }

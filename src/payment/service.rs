@@ -273,7 +273,7 @@ impl PaymentService {
                 error!(payment.id = %payment, %channel, "The gateway contradicts us about payment {payment}: {contradiction}");
             }
             Err(fault) => {
-                warn!(payment.id = %payment, error = %fault, "Payment {payment} is not settled yet")
+                warn!(payment.id = %payment, error = %fault, "Payment {payment} is not settled yet");
             }
         }
         settled

@@ -1,4 +1,4 @@
--- For wrk: sends each prepared request once, then stops.
+-- For wrk: sends each prepared request, then the first one again until all are answered; then it stops.
 --
 --   wrk … -s replay.lua URL -- FILE THREADS
 --
@@ -12,6 +12,8 @@ function setup(thread)
   table.insert(threads, thread)
 end
 
+-- More than a thread has connections: answers do not come in the order of the requests.
+local in_flight = 512
 local requests, next_one, answered = {}, 0, 0
 
 function init(args)
@@ -27,12 +29,12 @@ end
 
 function request()
   next_one = next_one + 1
-  return requests[next_one] or "GET /livez HTTP/1.1\r\nHost: bench\r\n\r\n"
+  return requests[next_one] or requests[1]
 end
 
 function response()
   answered = answered + 1
-  if answered >= #requests then wrk.thread:stop() end
+  if answered >= #requests + in_flight then wrk.thread:stop() end
 end
 
 function done(summary, latency)

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import re
+import signal
+import subprocess
 import time
 
 from measure import (HERE, LARGE_STOCK, WARM_UP_SECONDS, Check, Load, Postgres, Row, Server, check_output, load,
@@ -111,17 +113,17 @@ def measure_callbacks(server, database, activity, directory, connections):
                     f"Content-Type: application/json\\r\\nContent-Length: {len(body)}\\r\\n"
                     f"Tombola-Signature: t={now},v1={tag}\\r\\n\\r\\n")
             file.write(f"{head}{body}\n")
+    wrk = subprocess.Popen(["wrk", "-t2", f"-c{connections}", "-d120s", "--timeout", "10s", "-s", HERE / "replay.lua",
+                            f"http://{server.address}", "--", requests, "2"], stdout=subprocess.PIPE, text=True)
     started = time.monotonic()
-    output = check_output("wrk", "-t2", f"-c{connections}", "-d120s", "--timeout", "10s", "-s", HERE / "replay.lua",
-                          f"http://{server.address}", "--", requests, "2")
-    told = Load(json.loads(output.splitlines()[-1]))
-    answered = time.monotonic()
     paid = 0
-    while paid < len(ids) and time.monotonic() - started < 300:
+    while paid < len(ids) and wrk.poll() is None:
         time.sleep(0.1)
         [paid] = database.query(f"SELECT count(*) FROM orders WHERE activity_id = {activity} AND state = 'paid'")
     took = time.monotonic() - started
-    progress(f"postgres: answered after {answered - started:.1f} s, paid after {took:.1f} s")
+    wrk.send_signal(signal.SIGINT)
+    output, _ = wrk.communicate()
+    told = Load(json.loads(output.splitlines()[-1]))
     return Row("postgres", "callbacks until the order is paid", connections, paid / took, told.p50_ms, told.p99_ms,
                refused=told.refusals(), verdict="exact" if paid == len(ids) else f"{paid} of {len(ids)} paid")
 

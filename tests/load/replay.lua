@@ -1,4 +1,4 @@
--- For wrk: sends each prepared request, then the first one again until all are answered; then it stops.
+-- For wrk: sends each prepared request once, then the first one again until it is interrupted.
 --
 --   wrk … -s replay.lua URL -- FILE THREADS
 --
@@ -12,9 +12,7 @@ function setup(thread)
   table.insert(threads, thread)
 end
 
--- More than a thread has connections: answers do not come in the order of the requests.
-local in_flight = 512
-local requests, next_one, answered = {}, 0, 0
+local requests, next_one = {}, 0
 
 function init(args)
   local file, of = args[1], tonumber(args[2])
@@ -30,11 +28,6 @@ end
 function request()
   next_one = next_one + 1
   return requests[next_one] or requests[1]
-end
-
-function response()
-  answered = answered + 1
-  if answered >= #requests + in_flight then wrk.thread:stop() end
 end
 
 function done(summary, latency)

@@ -31,6 +31,8 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "activities", description = "What is on offer, when and to whom"),
         (name = "takes", description = "Drawing a token from the drum"),
         (name = "shop", description = "Goods with a price and a quantity, and what users are about to order"),
+        (name = "orders", description = "What was bought, until it ends well"),
+        (name = "payments", description = "Money for orders, and back"),
         (name = "wallet", description = "Balances and what changed them"),
         (name = "coupons", description = "What takes something off an order"),
         (name = "notifications", description = "What users are told"),

@@ -14,7 +14,7 @@ use crate::jobs::api as jobs;
 use crate::messaging::{api as messaging, asyncapi};
 use crate::notification::api as notification;
 use crate::order::api as order;
-use crate::payment::api as payment;
+use crate::payment::{api as payment, pay_page};
 use crate::reconciliation::api as reconciliation;
 use crate::stock::api as stock;
 use crate::wallet::api as wallet;
@@ -87,6 +87,11 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(reconciliation::list)
         .service(reconciliation::run)
         .service(reconciliation::apply);
+}
+
+/// Pages for customers, and what is sent from them.
+pub(super) fn pages(routes: &mut ServiceConfig<'_>) {
+    routes.service(pay_page::show).service(pay_page::pay);
 }
 
 /// What operators, load balancers and monitoring ask.

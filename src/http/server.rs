@@ -48,7 +48,7 @@ pub struct HttpSettings {
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     pub rate_limit: RateLimitSettings,
-    /// Whether `/api/v1` is there, or only what operators ask.
+    /// Whether `/api/v1` and the pages for customers are there, or only what operators ask.
     pub api: bool,
     /// Whether requests are recorded as spans, which costs some microseconds each.
     pub traces: bool,
@@ -182,6 +182,11 @@ where
                 routes::api(routes);
             }
         }))
+        .configure(move |routes| {
+            if api {
+                routes::pages(routes);
+            }
+        })
         .configure(routes::operating)
         .split_for_parts();
     openapi::complete(&mut document);

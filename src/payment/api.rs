@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::model::{PaymentView, Refund, RefundState};
 use super::service::{NoticeError, PaymentError, PaymentService, Wish};
-use crate::actors::lanes::LaneError;
+use super::store::Contradiction;
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
@@ -113,24 +113,16 @@ pub(crate) async fn notice(
     channel: PathName,
     body: RawBody<65_536>,
 ) -> ApiResult<HttpResponse> {
-    let not_found = || ApiError::new(Code::NotFound, "There is no such payment channel here.");
-    let channel: Channel = channel.0.parse().map_err(|_| not_found())?;
+    let channel: Channel = channel.0.parse().map_err(|_| NoticeError::ChannelOff)?;
     let headers: NoticeHeaders = req
         .headers()
         .iter()
         .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
         .collect();
-    let kept = payments.notice(channel, &headers, &body.0).await.map_err(|error| match error {
-        NoticeError::ChannelOff => not_found(),
-        NoticeError::Refused(refusal) => {
+    let kept = payments.notice(channel, &headers, &body.0).await.inspect_err(|error| {
+        if let NoticeError::Refused(refusal) = error {
             warn!(target: "security", %channel, "Refused a payment notice: {refusal}");
-            refused(&refusal)
         }
-        NoticeError::Contradiction(contradiction) => {
-            ApiError::new(Code::PaymentMismatch, contradiction.to_string())
-        }
-        NoticeError::Lane(error) => lane(error),
-        NoticeError::Payment(error) => error.into(),
     })?;
     let status = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::OK);
     Ok(HttpResponse::build(status).insert_header((CONTENT_TYPE, kept.content_type)).body(kept.body))
@@ -148,8 +140,20 @@ fn refused(refusal: &NoticeRefusal) -> ApiError {
     }
 }
 
-fn lane<R>(error: LaneError<R>) -> ApiError {
-    error.into_api_error(|_| ApiError::new(Code::InternalError, "A refusal was lost."))
+impl From<NoticeError> for ApiError {
+    fn from(error: NoticeError) -> Self {
+        match error {
+            NoticeError::ChannelOff => Self::new(Code::NotFound, "There is no such payment channel here."),
+            NoticeError::Refused(refusal) => refused(&refusal),
+            NoticeError::Contradiction(contradiction) => mismatch(&contradiction),
+            NoticeError::Lane(error) => error.into_api_error(|contradiction| mismatch(&contradiction)),
+            NoticeError::Payment(error) => error.into(),
+        }
+    }
+}
+
+fn mismatch(contradiction: &Contradiction) -> ApiError {
+    ApiError::new(Code::PaymentMismatch, contradiction.to_string())
 }
 
 /// Which refunds to list.
@@ -230,9 +234,7 @@ impl From<PaymentError> for ApiError {
                 Self::new(Code::GatewayRefused, format!("{code}: {message}"))
             }
             PaymentError::Gateway(GatewayError::Unfit(detail)) => Self::invalid("/mode", detail),
-            PaymentError::Contradiction(contradiction) => {
-                Self::new(Code::PaymentMismatch, contradiction.to_string())
-            }
+            PaymentError::Contradiction(contradiction) => mismatch(&contradiction),
             PaymentError::Unavailable => {
                 Self::new(Code::DependencyUnavailable, "The database is not available.")
             }

@@ -9,6 +9,7 @@ pub mod events;
 pub mod groups;
 pub mod jobs;
 pub mod model;
+pub mod pay_page;
 pub mod refund;
 mod refunding;
 pub mod service;

@@ -158,6 +158,11 @@ impl PaymentService {
         &self.0.gateways
     }
 
+    /// The time it lives in.
+    pub fn clock(&self) -> &SharedClock {
+        &self.0.clock
+    }
+
     pub(super) fn gateway(&self, channel: Channel) -> Result<Arc<dyn PaymentGateway>, PaymentError> {
         self.0.gateways.get(channel).ok_or(PaymentError::ChannelOff(channel))
     }

@@ -15,6 +15,7 @@ mod lists;
 mod nodes;
 mod notifications;
 mod orders;
+mod pay_page;
 mod reconciliation;
 mod sessions;
 mod shop;

@@ -3,12 +3,31 @@
 use super::PaymentOrder;
 use super::sandbox::PayChoice;
 
-/// The page for `order`; `done` is what was chosen and told to the shop.
-pub fn page(order: &PaymentOrder, done: Option<PayChoice>) -> String {
+/// What the page is to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// What the customer may choose.
+    Choices,
+    /// What was chosen, and told to the shop.
+    Done(PayChoice),
+    /// It was paid before.
+    Paid,
+    /// Nothing can be paid any more.
+    TooLate,
+}
+
+/// The page for `order`.
+pub fn page(order: &PaymentOrder, shown: Shown) -> String {
     let PaymentOrder { payment_id, amount_minor, currency, .. } = order;
     let amount = currency.amount(*amount_minor);
     let description = escaped(&order.description);
-    let rest = done.map_or_else(form, |choice| format!("<p role=\"status\">{}</p>", said(choice)));
+    let status = |text| format!("<p role=\"status\">{text}</p>");
+    let rest = match shown {
+        Shown::Choices => form(),
+        Shown::Done(choice) => status(said(choice)),
+        Shown::Paid => status("It is paid."),
+        Shown::TooLate => status("Not paid. It is too late."),
+    };
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\

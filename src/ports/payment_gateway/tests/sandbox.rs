@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::ports::payment_gateway::sandbox::{PayChoice, SIGNATURE, SandboxConfig};
-use crate::ports::payment_gateway::sandbox_page::page;
+use crate::ports::payment_gateway::sandbox_page::{Shown, page};
 
 const SECRET: &str = "a secret";
 const PAID: &str = r#"{"payment_id":"7","transaction_id":"T1","amount_minor":1234,"result":"success"}"#;
@@ -154,12 +154,12 @@ async fn a_failure_is_told_and_the_customer_may_try_again() {
 
 #[test]
 fn the_page_offers_every_choice_and_escapes_what_it_shows() {
-    let shown = page(&order(7), None);
+    let shown = page(&order(7), Shown::Choices);
     assert!(shown.contains("<dd>CNY 12.34</dd>"), "{shown}");
     assert!(shown.contains("Tea &amp; &lt;b&gt;cups&lt;/b&gt;") && !shown.contains("<b>"), "{shown}");
     for choice in PayChoice::ALL {
         assert!(shown.contains(&format!("value=\"{choice}\"")), "{shown}");
-        let done = page(&order(7), Some(*choice));
+        let done = page(&order(7), Shown::Done(*choice));
         assert!(done.contains("role=\"status\"") && !done.contains("<form"), "{done}");
     }
 }

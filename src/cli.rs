@@ -31,7 +31,7 @@ use crate::ids::DeadLetterId;
 use crate::jobs::{DEAD_LETTER_REPLAY, JobService, JobView, JobsError, LastRun, Run, RunState};
 use crate::messaging::dead_letter::{DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState};
 use crate::ports::clock::{SharedClock, SystemClock};
-use crate::reconciliation::{ReconciliationError, ReconciliationService};
+use crate::reconciliation::{DifferenceState, ReconciliationError, ReconciliationService};
 use crate::telemetry::{Telemetry, TelemetryError};
 
 const HELP: &str = "\
@@ -529,6 +529,7 @@ async fn reconcile(service: &ReconciliationService, apply: bool) -> Result<(), F
         if apply {
             let settled = service.apply(difference.id).await?;
             writeln!(out, "  {}", settled.outcome.unwrap_or_default())?;
+            open += usize::from(settled.state == DifferenceState::Open);
         } else {
             open += 1;
         }

@@ -28,17 +28,21 @@ use crate::order::checkout::Shipping;
 use crate::order::desk::REQUESTS;
 use crate::order::flash_sale::Terms;
 use crate::order::jobs::order_deadlines;
+use crate::order::reconcile::OrdersOverdue;
 use crate::order::saga::{Checkout, Rules};
 use crate::order::store::Policy;
 use crate::payment::PaymentService;
 use crate::payment::groups::{order_payments, payment_log, payment_refunds};
 use crate::payment::jobs::payment_queries;
+use crate::payment::reconcile::{PaymentsAgainstOrders, RefundsStuck};
+use crate::payment::reconcile_gateway::GatewayAgainstPayments;
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::Listener;
 use crate::ports::notifier::Notifier;
 use crate::ports::payment_gateway::{Gateways, InvalidSetting};
 use crate::reconciliation::{Comparison, ReconciliationService};
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
+use crate::stock::reconcile_orders::TakesAgainstOrders;
 use crate::stock::release::stock_orders;
 use crate::stock::{self, StockService};
 use crate::wallet::reconcile::AccountsAgainstEntries;
@@ -173,7 +177,7 @@ impl Modules {
     /// Everything that should agree with something else.
     pub fn reconciliation(&self, ground: &Ground) -> ReconciliationService {
         let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
-        let comparisons: Vec<Box<dyn Comparison>> = vec![
+        let mut comparisons: Vec<Box<dyn Comparison>> = vec![
             Box::new(TotalAgainstBlocks(db.clone())),
             Box::new(BlocksAgainstTakes(db.clone())),
             Box::new(ProjectionAgainstBlocks(db.clone())),
@@ -181,7 +185,32 @@ impl Modules {
             Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &self.groups(ground))),
             Box::new(GoodsAgainstLedger(db.clone())),
             Box::new(AccountsAgainstEntries(db.clone())),
+            Box::new(TakesAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
+            Box::new(PaymentsAgainstOrders {
+                db: db.clone(),
+                ids: ids.clone(),
+                clock: self.clock.clone(),
+                policy: policy(&self.config),
+            }),
+            Box::new(OrdersOverdue {
+                db: db.clone(),
+                clock: self.clock.clone(),
+                orders: self.orders.clone(),
+            }),
+            Box::new(RefundsStuck {
+                db: db.clone(),
+                clock: self.clock.clone(),
+                payments: self.payments.clone(),
+            }),
         ];
+        comparisons.extend(self.payments.gateways().with_money().iter().map(|gateway| {
+            Box::new(GatewayAgainstPayments {
+                db: db.clone(),
+                clock: self.clock.clone(),
+                payments: self.payments.clone(),
+                gateway: gateway.clone(),
+            }) as Box<dyn Comparison>
+        }));
         ReconciliationService::new(db, ids, self.clock.clone(), comparisons)
     }
 

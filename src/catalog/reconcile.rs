@@ -8,7 +8,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, Entit
 use super::store;
 use crate::db::{self, Database, DbFault};
 use crate::ids::GoodsId;
-use crate::reconciliation::{Comparison, Found};
+use crate::reconciliation::{Comparison, ComparisonError, Found};
 
 /// Total and free units of all goods against what their ledger adds up to.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Comparison for GoodsAgainstLedger {
         "goods_stock"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let read = |connection: DatabaseConnection| async move { sums(&connection, None).await };
         let differing = self.0.read(read).await?.into_iter().filter(|sums| !sums.agree());
         Ok(differing
@@ -52,7 +52,7 @@ impl Comparison for GoodsAgainstLedger {
             .collect())
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<GoodsId>() else { return Ok(None) };
         let recounting = self.0.transaction(move |tx| async move {
             // Sales, returns and adjustments in flight end first.

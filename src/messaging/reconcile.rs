@@ -17,7 +17,7 @@ use crate::db::bulk::{Column, Rows};
 use crate::db::{self, Database, DbFault};
 use crate::ids::{BatchId, EventId, Ids, ParkedId};
 use crate::ports::event_bus::GroupSpec;
-use crate::reconciliation::{Comparison, Found};
+use crate::reconciliation::{Comparison, ComparisonError, Found};
 
 /// How far back is looked.
 const WINDOW_MICROS: i64 = 24 * 3600 * 1_000_000;
@@ -107,7 +107,7 @@ impl Comparison for SentAgainstApplied {
         "events_applied"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let mut differences = Vec::new();
         if self.groups.is_empty() {
             return Ok(differences);
@@ -137,7 +137,7 @@ impl Comparison for SentAgainstApplied {
         }
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let mut parts = subject.split('/');
         let (Some(group), Some(row), Some(id)) = (parts.next(), parts.next(), parts.next()) else {
             return Ok(None);
@@ -152,7 +152,8 @@ impl Comparison for SentAgainstApplied {
         let Some(row) = self.db.read(read).await? else { return Ok(None) };
         let missing = self.missing(&row, group).await?.into_iter().find(|event| event.id == id);
         let Some(event) = missing else { return Ok(None) };
-        let parked = parking::row(&self.ids.next::<ParkedId>()?, group.name, &event, "reconciliation");
+        let id_of_parked = self.ids.next::<ParkedId>().map_err(DbFault::from)?;
+        let parked = parking::row(&id_of_parked, group.name, &event, "reconciliation");
         let parking = self.db.transaction(move |tx| {
             let parked = parked.clone();
             async move {
@@ -175,7 +176,7 @@ impl Comparison for CommittedAgainstSent {
         "events_sent"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let read = |connection: DatabaseConnection| async move {
             let until = db::now_micros(&connection).await? - WAITING_MICROS;
             let rows = outbox::Entity::find()
@@ -205,7 +206,7 @@ impl Comparison for CommittedAgainstSent {
             .collect())
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<BatchId>() else { return Ok(None) };
         let waking = self.0.transaction(move |tx| async move {
             tx.announce();

@@ -13,6 +13,7 @@ pub mod flash_sale;
 pub mod jobs;
 pub mod machine;
 pub mod model;
+pub mod reconcile;
 pub mod saga;
 pub mod service;
 pub mod store;

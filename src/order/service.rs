@@ -225,6 +225,13 @@ impl OrderService {
         Ok(expired)
     }
 
+    /// Gives one order up if its time is up.
+    pub async fn expire_one(&self, order: OrderId) -> Result<Expired, DbFault> {
+        let mut expired = Expired::default();
+        self.expire(vec![order], &mut expired).await?;
+        Ok(expired)
+    }
+
     async fn expire(&self, orders: Vec<OrderId>, expired: &mut Expired) -> Result<(), DbFault> {
         let steps: Vec<Step> = orders.iter().map(|&order| expiry(order)).collect();
         let mut open = Vec::new();

@@ -10,9 +10,13 @@ pub mod groups;
 pub mod jobs;
 pub mod model;
 pub mod pay_page;
+pub mod reconcile;
+pub mod reconcile_gateway;
 pub mod refund;
 mod refunding;
 pub mod service;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 pub use service::PaymentService;

@@ -5,7 +5,9 @@
 //! repeat; then the order is told, and what it held goes back by its events.
 
 use entities::refund;
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
+};
 
 use super::events::{RefundApproved, RefundRequested};
 use super::model::{Refund, RefundCause, RefundState};
@@ -154,6 +156,14 @@ pub async fn of_order(
 /// A refund, and the payment it returns.
 pub async fn find(connection: &impl ConnectionTrait, id: RefundId) -> Result<Option<Refund>, DbFault> {
     refund::Entity::find_by_id(id.0).one(connection).await?.map(Refund::try_from).transpose()
+}
+
+/// Those of `ids` that exist.
+pub async fn find_all(connection: &impl ConnectionTrait, ids: Vec<RefundId>) -> Result<Vec<Refund>, DbFault> {
+    let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
+    let sql = "SELECT f.* FROM refund AS f WHERE f.id IN (SELECT r.id FROM {rows})";
+    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), sql, [])).await?;
+    found.iter().map(|row| Refund::try_from(refund::Model::from_query_result(row, "")?)).collect()
 }
 
 /// The refunds of an order, oldest first.

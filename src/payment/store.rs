@@ -10,11 +10,11 @@ use sea_orm::{
 
 use super::events::{PaymentFailed, PaymentSucceeded};
 use super::model::{Payment, PaymentState};
-use crate::db::bulk::{Column, Rows, Script};
+use crate::db::bulk::{Column, Rows, Script, statement};
 use crate::db::{DbFault, Tx};
 use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
 use crate::messaging::outbox::{self, Events};
-use crate::ports::clock::{Timestamp, to_micros};
+use crate::ports::clock::{Timestamp, from_micros, to_micros};
 use crate::ports::payment_gateway::{Capture, Channel};
 use crate::words::words;
 
@@ -352,6 +352,41 @@ pub async fn captured(
 /// A payment.
 pub async fn find(connection: &impl ConnectionTrait, id: PaymentId) -> Result<Option<Payment>, DbFault> {
     payment::Entity::find_by_id(id.0).one(connection).await?.map(Payment::try_from).transpose()
+}
+
+/// Those of `ids` that exist.
+pub async fn find_all(
+    connection: &impl ConnectionTrait,
+    ids: Vec<PaymentId>,
+) -> Result<Vec<Payment>, DbFault> {
+    let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
+    let sql = "SELECT p.* FROM payment AS p WHERE p.id IN (SELECT r.id FROM {rows})";
+    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), sql, [])).await?;
+    found.iter().map(|row| Payment::try_from(payment::Model::from_query_result(row, "")?)).collect()
+}
+
+/// Captured payments opened before `before`, the newest first, each with the gateway's time of its capture, once that is
+/// logged.
+pub async fn captured_before(
+    connection: &impl ConnectionTrait,
+    before: PaymentId,
+    limit: u64,
+) -> Result<Vec<(Payment, Option<Timestamp>)>, DbFault> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let sql = statement(
+        connection.get_database_backend(),
+        "SELECT p.*, l.paid_at AS paid_at FROM payment AS p LEFT JOIN payment_log AS l ON l.payment_id = p.id \
+         WHERE p.state = 'succeeded' AND p.id < ? ORDER BY p.id DESC LIMIT ?",
+        [before.0.into(), limit.into()],
+    );
+    let found = connection.query_all_raw(sql).await?;
+    found
+        .iter()
+        .map(|row| {
+            let payment = Payment::try_from(payment::Model::from_query_result(row, "")?)?;
+            Ok((payment, row.try_get::<Option<i64>>("", "paid_at")?.map(from_micros)))
+        })
+        .collect()
 }
 
 /// An order's payments, oldest first.

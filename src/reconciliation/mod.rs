@@ -3,11 +3,16 @@
 //! Each module brings its [`Comparison`]s: what was sent against what was applied, stock against takes, a projection
 //! against the truth. Nothing is repaired silently: a run keeps its differences, each with the action it proposes, and
 //! an operator has that action applied with one call. Applying looks again first, so it does no harm if the difference
-//! is gone, or if it is asked for twice.
+//! is gone, or if it is asked for twice. Where only a person can tell what is right, the action is [`LOOK_AT_IT`]:
+//! applying it looks again and changes nothing.
 
 pub mod api;
 mod model;
+mod search;
 mod service;
 
-pub use model::{Difference, DifferenceState, Found, Reconciliation, ReconciliationError};
+pub use model::{
+    ComparisonError, Difference, DifferenceState, Found, LOOK_AT_IT, Reconciliation, ReconciliationError,
+};
+pub use search::Search;
 pub use service::{Comparison, ReconciliationService};

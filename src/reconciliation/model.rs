@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use entities::{difference, reconciliation};
+use sea_orm::DbErr;
 use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
@@ -20,6 +21,9 @@ words! {
         Gone = "gone",
     }
 }
+
+/// The action of a difference that only a person can settle.
+pub const LOOK_AT_IT: &str = "look_at_it";
 
 /// A difference, as a comparison finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub struct Difference {
     pub action: String,
     /// `open`; `applied`; `gone`, if it was no more when it was to be applied.
     pub state: DifferenceState,
-    /// What applying it did.
+    /// What applying it did, or found; a difference that is still there and only looked at stays open.
     #[schema(required = true)]
     pub outcome: Option<String>,
     #[schema(required = true)]
@@ -106,6 +110,31 @@ impl Reconciliation {
     }
 }
 
+/// Why something was not compared, or not mended.
+#[derive(Debug, Error)]
+pub enum ComparisonError {
+    #[error(transparent)]
+    Db(#[from] DbFault),
+    /// Somebody else has to be asked, and does not answer as needed.
+    #[error("{0}")]
+    Outside(String),
+}
+
+impl From<DbErr> for ComparisonError {
+    fn from(error: DbErr) -> Self {
+        Self::Db(error.into())
+    }
+}
+
+impl AsDbFault for ComparisonError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        match self {
+            Self::Db(fault) => Some(fault),
+            Self::Outside(_) => None,
+        }
+    }
+}
+
 /// Why a difference was not applied.
 #[derive(Debug, Error)]
 pub enum ReconciliationError {
@@ -113,15 +142,26 @@ pub enum ReconciliationError {
     NotFound,
     #[error("the difference is {0} already")]
     Settled(DifferenceState),
+    #[error("{0}")]
+    Outside(String),
     #[error(transparent)]
     Db(#[from] DbFault),
+}
+
+impl From<ComparisonError> for ReconciliationError {
+    fn from(error: ComparisonError) -> Self {
+        match error {
+            ComparisonError::Db(fault) => Self::Db(fault),
+            ComparisonError::Outside(text) => Self::Outside(text),
+        }
+    }
 }
 
 impl AsDbFault for ReconciliationError {
     fn db_fault(&self) -> Option<&DbFault> {
         match self {
             Self::Db(fault) => Some(fault),
-            Self::NotFound | Self::Settled(_) => None,
+            Self::NotFound | Self::Settled(_) | Self::Outside(_) => None,
         }
     }
 }
@@ -132,6 +172,7 @@ impl From<ReconciliationError> for ApiError {
         match error {
             ReconciliationError::NotFound => Self::new(Code::NotFound, text),
             ReconciliationError::Settled(_) => Self::new(Code::TransitionNotAllowed, text),
+            ReconciliationError::Outside(_) => Self::new(Code::DependencyUnavailable, text),
             ReconciliationError::Db(fault) => fault.into(),
         }
     }

@@ -11,7 +11,9 @@ use sea_orm::{
 };
 use tracing::{info, warn};
 
-use super::model::{Difference, DifferenceState, Found, Reconciliation, ReconciliationError};
+use super::model::{
+    ComparisonError, Difference, DifferenceState, Found, LOOK_AT_IT, Reconciliation, ReconciliationError,
+};
 use crate::db::{Database, DbFault};
 use crate::ids::{DifferenceId, Ids, ReconciliationId};
 use crate::ports::clock::{SharedClock, to_micros};
@@ -26,10 +28,11 @@ pub trait Comparison: Send + Sync + fmt::Debug {
     fn name(&self) -> &'static str;
 
     /// Every difference there is now; none that is about to go by itself.
-    async fn compare(&self) -> Result<Vec<Found>, DbFault>;
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError>;
 
-    /// Does what was proposed about `subject`, if it is still needed: what was done, or nothing.
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault>;
+    /// Does what was proposed about `subject`, if it is still needed: what was done, or nothing. What only a person can
+    /// settle is looked at again: how it still differs, or nothing.
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError>;
 }
 
 /// The front door of the reconciliation. Clones share the comparisons.
@@ -63,9 +66,9 @@ impl ReconciliationService {
                         rows.push(self.row(id, name, found)?);
                     }
                 }
-                Err(fault) => {
-                    warn!(comparison = name, error = %fault, "Could not make the comparison {name}");
-                    failed.push(format!("{name}: {fault}"));
+                Err(error) => {
+                    warn!(comparison = name, %error, "Could not make the comparison {name}");
+                    failed.push(format!("{name}: {error}"));
                 }
             }
         }
@@ -145,15 +148,22 @@ impl ReconciliationService {
         let comparison = self.comparisons.iter().find(|comparison| comparison.name() == row.comparison);
         let comparison = comparison.ok_or(ReconciliationError::NotFound)?;
         let done = comparison.apply(&row.subject).await?;
-        let state = if done.is_some() { DifferenceState::Applied } else { DifferenceState::Gone };
+        let state = match &done {
+            Some(_) if row.action == LOOK_AT_IT => DifferenceState::Open,
+            Some(_) => DifferenceState::Applied,
+            None => DifferenceState::Gone,
+        };
         let outcome = done.unwrap_or_else(|| "there is no difference any more".to_owned());
         info!(difference.id = %id, comparison = row.comparison, subject = row.subject, "Reconciliation: {outcome}");
-        metrics::counter!("tombola_differences_applied_total", "comparison" => row.comparison.clone())
-            .increment(1);
+        if state == DifferenceState::Applied {
+            metrics::counter!("tombola_differences_applied_total", "comparison" => row.comparison.clone())
+                .increment(1);
+        }
         let mut settled = row.into_active_model();
         settled.state = Set(state.word().to_owned());
         settled.outcome = Set(Some(cut(&outcome, 512)));
-        settled.settled_at = Set(Some(to_micros(self.clock.now())));
+        let now = to_micros(self.clock.now());
+        settled.settled_at = Set((state != DifferenceState::Open).then_some(now));
         let noting = self.db.transaction(move |tx| {
             let settled = settled.clone();
             async move { Ok::<_, DbFault>(difference::Entity::update(settled).exec(&tx).await?) }

@@ -19,6 +19,7 @@ pub mod projection;
 pub mod range_set;
 mod ranges;
 pub mod reconcile;
+pub mod reconcile_orders;
 pub mod release;
 pub mod service;
 pub mod store;

@@ -11,7 +11,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, Que
 use super::{blocks, projection};
 use crate::db::{self, Database, DbFault};
 use crate::ids::{ActivityId, BlockId};
-use crate::reconciliation::{Comparison, Found};
+use crate::reconciliation::{Comparison, ComparisonError, Found};
 
 /// What the projection may lag behind: its steps, and an event's way to it.
 const GRACE: Duration = Duration::from_secs(3);
@@ -26,7 +26,7 @@ impl Comparison for BlocksAgainstTakes {
         "stock_blocks"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let ids = |connection: DatabaseConnection| async move {
             let ids = token_block::Entity::find().select_only().column(token_block::Column::Id);
             Ok::<Vec<i64>, DbFault>(ids.into_tuple().all(&connection).await?)
@@ -52,7 +52,7 @@ impl Comparison for BlocksAgainstTakes {
         Ok(differences)
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<BlockId>() else { return Ok(None) };
         let recounting = self.0.transaction(move |tx| async move {
             // Batches in flight end first; those decided before find the epoch changed and are decided again.
@@ -96,7 +96,7 @@ impl Comparison for TotalAgainstBlocks {
         "stock_total"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let read = |connection: DatabaseConnection| async move { totals(&connection, None).await };
         let differing = self.0.read(read).await?.into_iter().filter(|(_, total, tokens)| total != tokens);
         Ok(differing
@@ -112,7 +112,7 @@ impl Comparison for TotalAgainstBlocks {
             .collect())
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<ActivityId>() else { return Ok(None) };
         let mending = self.0.transaction(move |tx| async move {
             activity::Entity::find_by_id(id.0).lock_exclusive().one(&tx).await?;
@@ -167,7 +167,7 @@ impl Comparison for ProjectionAgainstBlocks {
         "stock_projection"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let differing: HashMap<i64, _> =
             self.differing().await?.into_iter().map(|row| (row.0, row)).collect();
         if differing.is_empty() {
@@ -188,7 +188,7 @@ impl Comparison for ProjectionAgainstBlocks {
             .collect())
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<ActivityId>() else { return Ok(None) };
         let recounting = self.0.transaction(move |tx| async move {
             let before = stock_projection::Entity::find_by_id(id.0).one(&tx).await?;

@@ -6,7 +6,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, QueryResult};
 use crate::db::bulk::{Column, Rows, statement};
 use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::UserId;
-use crate::reconciliation::{Comparison, Found};
+use crate::reconciliation::{Comparison, ComparisonError, Found};
 
 /// Accounts that are looked at in one statement.
 const PAGE: i64 = 500;
@@ -62,7 +62,7 @@ impl Comparison for AccountsAgainstEntries {
         "wallet_balances"
     }
 
-    async fn compare(&self) -> Result<Vec<Found>, DbFault> {
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let (mut after, mut differences) = (0, Vec::new());
         loop {
             // Each page is one statement, so a change going on does not show as a difference.
@@ -89,9 +89,9 @@ impl Comparison for AccountsAgainstEntries {
         }
     }
 
-    async fn apply(&self, subject: &str) -> Result<Option<String>, DbFault> {
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(user) = subject.parse::<UserId>() else { return Ok(None) };
-        self.0.transaction(move |tx| async move { recount(&tx, user).await }).await
+        Ok(self.0.transaction(move |tx| async move { recount(&tx, user).await }).await?)
     }
 }
 

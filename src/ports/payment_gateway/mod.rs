@@ -329,6 +329,11 @@ impl Gateways {
         }
     }
 
+    /// Those that take money: all but the sandbox, which forgets.
+    pub fn with_money(&self) -> &[Arc<dyn PaymentGateway>] {
+        &self.others
+    }
+
     /// The sandbox, if it is on: it also has a page to pay on.
     pub fn sandbox(&self) -> Option<&Arc<Sandbox>> {
         self.sandbox.as_ref()

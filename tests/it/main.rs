@@ -3,6 +3,7 @@
 
 mod activities;
 mod bad_input;
+mod books;
 mod bus;
 mod catalog;
 mod coupons;
@@ -10,6 +11,7 @@ mod dead_letters;
 mod docker;
 mod events;
 mod faults;
+mod gateways;
 mod jobs;
 mod lists;
 mod nodes;

@@ -5,6 +5,7 @@
 //! afterwards the [`invariants`] are checked, whatever the story was about. A database that `tests/run` did not start
 //! fails the test: a story that is skipped tells nothing.
 
+pub(crate) mod alipay;
 pub(crate) mod app;
 pub(crate) mod broker;
 pub(crate) mod client;

@@ -1,0 +1,239 @@
+//! Orders, payments, refunds and tokens that do not agree: found, named, and mended with one call.
+
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+use tombola::jobs::Schedule;
+
+use crate::support::alipay::FakeAlipay;
+use crate::support::payments::{notice, order_of, pay, signed_notice};
+use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
+
+stories!(
+    a_capture_of_which_no_order_was_told,
+    an_order_that_nobody_paid,
+    a_token_that_an_ended_order_still_holds,
+    an_order_that_outlived_its_time,
+    a_refund_that_does_not_get_done,
+    a_gateway_that_says_otherwise,
+);
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+/// What one run finds: the comparison, the action and the id of each difference.
+async fn differences(app: &TestApp) -> Vec<(String, String, String)> {
+    let run = reconcile(app).await;
+    assert_eq!(run["failed"], Value::Null, "{run}");
+    let of = |difference: &Value| {
+        (text(&difference["comparison"]), text(&difference["action"]), text(&difference["id"]))
+    };
+    run["differences"].as_array().unwrap().iter().map(of).collect()
+}
+
+async fn reconcile(app: &TestApp) -> Value {
+    app.operator().await.post("/admin/reconciliations", json!({})).await.is(201)
+}
+
+async fn apply(app: &TestApp, difference: &str) -> Answer {
+    app.operator().await.post(&format!("/admin/differences/{difference}/apply"), json!({})).await
+}
+
+/// The one difference there is, applied; what became of it.
+async fn apply_only(app: &TestApp, comparison: &str, action: &str) -> Value {
+    let found = differences(app).await;
+    let [(found_by, proposed, id)] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!((found_by.as_str(), proposed.as_str()), (comparison, action));
+    apply(app, id).await.is(200)
+}
+
+struct Bought {
+    activity: String,
+    order: String,
+}
+
+async fn buy(app: &TestApp, customer: &Client) -> Bought {
+    let activity = app.running(Offer::of(1).at_price(1234)).await;
+    let order = text(&customer.take(&activity).await.is(201)["order"]["id"]);
+    Bought { activity, order }
+}
+
+async fn open(customer: &Client, order: &str, channel: &str) -> String {
+    let body = json!({"channel": channel});
+    text(&customer.post(&format!("/orders/{order}/payments"), body).await.is(201)["payment"]["id"])
+}
+
+/// Captures a payment behind everybody's back: no event tells of it.
+async fn capture(app: &TestApp, payment: &str, transaction: &str) {
+    app.execute(&format!(
+        "UPDATE payment SET state = 'succeeded', transaction_id = '{transaction}', settled_at = {} WHERE id = {payment}",
+        app.clock_seconds() * 1_000_000
+    ))
+    .await;
+}
+
+async fn a_capture_of_which_no_order_was_told(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let (waiting, cancelled) = (buy(app, &alice).await.order, buy(app, &alice).await.order);
+    let (first, second) =
+        (open(&alice, &waiting, "sandbox").await, open(&alice, &cancelled, "sandbox").await);
+    alice.post(&format!("/orders/{cancelled}/cancel"), json!({})).await.is(200);
+    app.is_quiet().await;
+    capture(app, &first, "t-1").await;
+    capture(app, &second, "t-2").await;
+    // It may be on its way.
+    assert_eq!(differences(app).await, []);
+    app.pass(TimeDelta::seconds(61));
+
+    let found = differences(app).await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    for (comparison, action, id) in &found {
+        assert_eq!((comparison.as_str(), action.as_str()), ("orders_payments", "tell_order"));
+        assert_eq!(apply(app, id).await.is(200)["state"], "applied");
+    }
+    order_of(&alice, &waiting).becomes("paid").await;
+    let refund =
+        async || alice.get(&format!("/orders/{cancelled}/refunds")).await.is(200)["items"][0].clone();
+    eventually(async || refund().await["state"] == "succeeded").await;
+    assert_eq!(refund().await["cause"], "late_payment");
+    assert_eq!(differences(app).await, []);
+}
+
+async fn an_order_that_nobody_paid(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await.order;
+    app.execute(&format!("UPDATE orders SET state = 'paid' WHERE id = {order}")).await;
+
+    // Nobody but a person can tell what is right: it is looked at again, and stays.
+    let looked_at = apply_only(app, "orders_payments", "look_at_it").await;
+    assert_eq!((&looked_at["state"], &looked_at["settled_at"]), (&json!("open"), &Value::Null));
+    assert!(looked_at["outcome"].as_str().unwrap().contains("no payment"), "{looked_at}");
+    app.execute(&format!("UPDATE orders SET state = 'awaiting_payment' WHERE id = {order}")).await;
+    assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+    assert_eq!(differences(app).await, []);
+}
+
+async fn a_token_that_an_ended_order_still_holds(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let Bought { activity, order } = buy(app, &alice).await;
+    let now = app.clock_seconds() * 1_000_000;
+    app.execute(&format!(
+        "UPDATE orders SET state = 'cancelled', version = 2, cancel_cause = 'operator', updated_at = {now} WHERE id = {order}"
+    ))
+    .await;
+    app.execute(&format!(
+        "INSERT INTO order_event (order_id, version, event_type, cause, data, created_at) \
+         VALUES ({order}, 2, 'cancelled', 'a story', '{{}}', {now})"
+    ))
+    .await;
+    assert_eq!(differences(app).await, []);
+    app.pass(TimeDelta::seconds(61));
+    assert_eq!(apply_only(app, "orders_stock", "release").await["state"], "applied");
+    assert_eq!(app.remaining(&activity).await, 1);
+    app.is_quiet().await;
+    assert_eq!(differences(app).await, []);
+
+    // The other way round: an order without its token, which may be somebody else's by now.
+    let sold = text(&alice.take(&activity).await.is(201)["order"]["id"]);
+    let spoil =
+        |live: &str, state: &str| format!("UPDATE take SET {live}, state = '{state}' WHERE id = {sold}");
+    app.execute(&spoil("live_token = NULL, live_take_no = NULL", "released")).await;
+    let found = differences(app).await;
+    let named: Vec<(&str, &str)> =
+        found.iter().map(|(by, action, _)| (by.as_str(), action.as_str())).collect();
+    assert!(named.contains(&("orders_stock", "look_at_it")), "{named:?}");
+    app.execute(&spoil("live_token = token_no, live_take_no = take_no", "unused")).await;
+    assert_eq!(differences(app).await, []);
+}
+
+async fn an_order_that_outlived_its_time(app: &TestApp) {
+    app.restart_with(|config| config.jobs.schedules.order_deadlines = Schedule::OnDemand).await;
+    let alice = app.customer("alice").await;
+    let Bought { activity, order } = buy(app, &alice).await;
+    open(&alice, &order, "sandbox").await;
+    app.pass(TimeDelta::minutes(31) - TimeDelta::seconds(1));
+    assert_eq!(differences(app).await, []);
+    app.pass(TimeDelta::seconds(1));
+    assert_eq!(apply_only(app, "orders_overdue", "expire").await["state"], "applied");
+    let cancelled = order_of(&alice, &order).becomes("cancelled").await;
+    assert_eq!(cancelled["cancel_cause"], "timeout");
+    eventually(async || app.remaining(&activity).await == 1).await;
+    assert_eq!(differences(app).await, []);
+}
+
+async fn a_refund_that_does_not_get_done(app: &TestApp) {
+    app.restart_with(|config| config.jobs.schedules.payment_queries = Schedule::OnDemand).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await.order;
+    let payment = open(&alice, &order, "sandbox").await;
+    alice.post(&format!("/orders/{order}/cancel"), json!({})).await.is(200);
+    signed_notice(app, &notice(&payment, "t-1", 1234)).await.is(200);
+    let state =
+        async || alice.get(&format!("/orders/{order}/refunds")).await.is(200)["items"][0]["state"].clone();
+    eventually(async || state().await == "succeeded").await;
+    app.is_quiet().await;
+
+    app.execute("UPDATE refund SET state = 'approved'").await;
+    app.pass(TimeDelta::minutes(10));
+    assert_eq!(differences(app).await, []);
+    app.pass(TimeDelta::seconds(1));
+    assert_eq!(apply_only(app, "refunds_stuck", "perform").await["state"], "applied");
+    assert_eq!(state().await, "succeeded");
+
+    app.execute("UPDATE refund SET state = 'failed', failure = 'the account is empty'").await;
+    let failed = apply_only(app, "refunds_stuck", "look_at_it").await;
+    assert_eq!(failed["state"], "open");
+    assert!(failed["detail"].as_str().unwrap().contains("the account is empty"), "{failed}");
+    let refund = alice.get(&format!("/orders/{order}/refunds")).await.is(200)["items"][0]["id"].clone();
+    let approve = format!("/admin/refunds/{}/approve", refund.as_str().unwrap());
+    app.operator().await.post(&approve, json!({})).await.is(200);
+    eventually(async || state().await == "succeeded").await;
+    assert_eq!(apply(app, failed["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+}
+
+async fn a_gateway_that_says_otherwise(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let (kept, returned) = (buy(app, &alice).await.order, buy(app, &alice).await.order);
+    let mut payments = Vec::new();
+    for order in [&kept, &returned] {
+        let payment = open(&alice, order, "alipay").await;
+        alipay.pay(&payment, 1234);
+        payments.push(payment);
+    }
+    app.pass(TimeDelta::minutes(2));
+    app.operator().await.post("/admin/jobs/payment_queries/runs", json!({})).await;
+    for order in [&kept, &returned] {
+        order_of(&alice, order).becomes("paid").await;
+    }
+    alice.post(&format!("/orders/{returned}/refunds"), json!({"reason": "too small"})).await.is(202);
+    order_of(&alice, &returned).becomes("refunded").await;
+    assert_eq!(differences(app).await, []);
+
+    alipay.forget(&payments[0]);
+    let looked_at = apply_only(app, "gateway_alipay", "look_at_it").await;
+    assert_eq!((&looked_at["state"], &looked_at["found"]), (&json!("open"), &json!("unknown")));
+    assert_eq!(looked_at["subject"], format!("capture/{}", payments[0]));
+
+    // A gateway that is down hides nothing else.
+    alipay.fall_silent();
+    let bob = app.customer("bob").await;
+    let order = buy(app, &bob).await.order;
+    pay(app, &bob, &order, "t-1").await;
+    order_of(&bob, &order).becomes("paid").await;
+    app.execute(&format!("UPDATE orders SET paid_payment_id = NULL WHERE id = {order}")).await;
+    app.pass(TimeDelta::minutes(2));
+    let run = reconcile(app).await;
+    assert!(run["failed"].as_str().is_some_and(|failed| failed.starts_with("gateway_alipay: ")), "{run}");
+    assert!(run["differences"].as_array().unwrap().iter().all(|of| of["comparison"] == "orders_payments"));
+    assert_eq!(run["found"], 2, "{run}");
+    let payment = bob.get(&format!("/orders/{order}/payments")).await.is(200)["items"][0]["id"].clone();
+    let payment = payment.as_str().unwrap();
+    app.execute(&format!("UPDATE orders SET paid_payment_id = {payment} WHERE id = {order}")).await;
+    alipay.come_back();
+    alipay.pay(&payments[0], 1234);
+    let again = apply(app, looked_at["id"].as_str().unwrap()).await.is(200);
+    assert_eq!(again["state"], "gone");
+    assert_eq!(differences(app).await, []);
+}

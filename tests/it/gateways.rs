@@ -1,0 +1,122 @@
+//! Gateways that are late, that take money twice, that say nothing (F39, F41, F42).
+
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+
+use crate::support::alipay::FakeAlipay;
+use crate::support::payments::{notice, order_of, pay, signed_notice};
+use crate::support::{Client, Offer, TestApp, eventually, stories};
+
+stories!(
+    a_notice_that_is_repeated_in_a_storm_is_obeyed_once,
+    an_order_that_is_paid_twice_keeps_one_payment,
+    nothing_is_guessed_while_a_gateway_is_silent,
+    a_customer_who_was_faster_than_the_cancellation_has_paid,
+);
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+async fn buy(app: &TestApp, customer: &Client) -> String {
+    let activity = app.running(Offer::of(1).limit(1).at_price(1234)).await;
+    text(&customer.take(&activity).await.is(201)["order"]["id"])
+}
+
+async fn open(customer: &Client, order: &str, channel: &str) -> String {
+    let body = json!({"channel": channel});
+    text(&customer.post(&format!("/orders/{order}/payments"), body).await.is(201)["payment"]["id"])
+}
+
+async fn state_of(customer: &Client, order: &str) -> Value {
+    customer.get(&format!("/orders/{order}")).await.is(200)["state"].clone()
+}
+
+/// Has the gateways asked about what is pending.
+async fn ask_gateways(app: &TestApp) {
+    app.pass(TimeDelta::minutes(2));
+    app.operator().await.post("/admin/jobs/payment_queries/runs", json!({})).await;
+}
+
+async fn a_notice_that_is_repeated_in_a_storm_is_obeyed_once(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await;
+    let body = notice(&open(&alice, &order, "sandbox").await, "t-1", 1234);
+    let answers = futures_util::future::join_all((0..100).map(|_| signed_notice(app, &body))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(order_of(&alice, &order).becomes("paid").await["version"], 2);
+    // Ten minutes later, signed anew.
+    app.pass(TimeDelta::minutes(10));
+    signed_notice(app, &body).await.is(200);
+    app.is_quiet().await;
+    assert_eq!(alice.get(&format!("/orders/{order}")).await.is(200)["version"], 2);
+    assert_eq!(alice.get(&format!("/orders/{order}/refunds")).await.is(200)["items"], json!([]));
+}
+
+async fn an_order_that_is_paid_twice_keeps_one_payment(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await;
+    let second = open(&alice, &order, "alipay").await;
+    pay(app, &alice, &order, "t-1").await;
+    order_of(&alice, &order).becomes("paid").await;
+
+    alipay.pay(&second, 1234);
+    let refunds = async || alice.get(&format!("/orders/{order}/refunds")).await.is(200)["items"].clone();
+    ask_gateways(app).await;
+    eventually(async || refunds().await[0]["state"] == "succeeded").await;
+    ask_gateways(app).await;
+    app.is_quiet().await;
+
+    let refunds = refunds().await;
+    let refund = &refunds[0];
+    assert_eq!(refunds.as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&refund["cause"], &refund["payment_id"], &refund["channel"]),
+        (&json!("double_payment"), &json!(second), &json!("alipay"))
+    );
+    let returned = alipay.returned();
+    assert_eq!(returned.into_iter().collect::<Vec<_>>(), [(text(&refund["id"]), "12.34".to_owned())]);
+    assert_eq!(state_of(&alice, &order).await, "paid");
+}
+
+async fn nothing_is_guessed_while_a_gateway_is_silent(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await;
+    let payment = open(&alice, &order, "alipay").await;
+
+    alipay.fall_silent();
+    app.pass(TimeDelta::minutes(31));
+    // It is overdue, and whether it is paid nobody knows: neither its customer nor the deadline ends it.
+    let unclear = alice.post(&format!("/orders/{order}/cancel"), json!({})).await;
+    unclear.refused(503, "dependency_unavailable");
+    assert_eq!(state_of(&alice, &order).await, "awaiting_payment");
+    let payments = alice.get(&format!("/orders/{order}/payments")).await.is(200);
+    assert_eq!(
+        (&payments["items"][0]["id"], &payments["items"][0]["state"]),
+        (&json!(payment), &json!("pending"))
+    );
+
+    alipay.come_back();
+    assert_eq!(order_of(&alice, &order).becomes("cancelled").await["cancel_cause"], "timeout");
+    let payments = alice.get(&format!("/orders/{order}/payments")).await.is(200);
+    assert_eq!(payments["items"][0]["state"], "closed");
+}
+
+async fn a_customer_who_was_faster_than_the_cancellation_has_paid(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let (cancelled, overdue) = (buy(app, &alice).await, buy(app, &alice).await);
+    for order in [&cancelled, &overdue] {
+        alipay.pay(&open(&alice, order, "alipay").await, 1234);
+    }
+    // Nobody told us; the gateway refuses to close what is paid, and is asked.
+    alice.post(&format!("/orders/{cancelled}/cancel"), json!({})).await.refused(409, "order_not_cancellable");
+    assert_eq!(state_of(&alice, &cancelled).await, "paid");
+    app.pass(TimeDelta::minutes(31));
+    order_of(&alice, &overdue).becomes("paid").await;
+}

@@ -6,6 +6,8 @@ use entities::{activity, goods, goods_ledger, idempotency, outbox, take, token_b
 use sea_orm::{DatabaseConnection, EntityTrait, QueryOrder};
 use serde_json::Value;
 
+use super::money;
+
 /// Checks everything. No server runs.
 pub(crate) async fn check(connection: &DatabaseConnection) {
     check_within(connection, 0).await;
@@ -38,6 +40,7 @@ pub(crate) async fn check_within(connection: &DatabaseConnection, slack: i64) {
     assert!(takes.is_empty(), "takes of no activity");
     goods_are_their_ledger(connection).await;
     kept_answers_are_effects(connection).await;
+    money::check(connection).await;
 }
 
 /// The units of goods are what their ledger adds up to, and nothing came back that was not sold.

@@ -12,6 +12,7 @@ pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod invariants;
 pub(crate) mod ledger;
+pub(crate) mod money;
 pub(crate) mod payments;
 pub(crate) mod process;
 pub(crate) mod proxy;

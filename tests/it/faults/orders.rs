@@ -443,7 +443,7 @@ impl Customer {
 
     /// Orders, and then pays, cancels, both, or forgets it.
     async fn buy(&mut self, shop: &Shop, number: usize) -> Told {
-        let coupon = if number % 3 == 0 { Some(self.coupon(shop, number).await) } else { None };
+        let coupon = if number.is_multiple_of(3) { Some(self.coupon(shop, number).await) } else { None };
         let wish = shop.wish(number, coupon.as_deref()).to_string();
         let request = post("/orders", &self.token, &format!("order-{number}"), &wish);
         let begun = Instant::now();

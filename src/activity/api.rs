@@ -198,9 +198,8 @@ impl NewActivity {
     fn draft(&self) -> Result<Draft, Vec<FieldError>> {
         let mut check = Check::default();
         let name = check.value("/name", Name::parse(self.name.clone()));
-        let sale =
-            check.value("/sale_price_minor", Sale::of(self.kind, self.goods_id, self.sale_price_minor));
-        let window = check.window(Window::new(self.starts_at, self.ends_at));
+        let sale = check.whole(Sale::of(self.kind, self.goods_id, self.sale_price_minor));
+        let window = check.whole(Window::new(self.starts_at, self.ends_at));
         let stock_total = check.value("/stock_total", Count::parse(self.stock_total));
         let take_limit_per_user = check.limit(self.take_limit_per_user);
         match (name, sale, window, stock_total, take_limit_per_user) {
@@ -260,8 +259,9 @@ impl Check {
             .ok()
     }
 
-    fn window(&mut self, parsed: Result<Window, Invalid>) -> Option<Window> {
-        let pointer = parsed.err().map_or("", pointer);
+    /// A rule that spans members finds its own at fault.
+    fn whole<T>(&mut self, parsed: Result<T, Invalid>) -> Option<T> {
+        let pointer = parsed.as_ref().err().map_or("", |&invalid| pointer(invalid));
         self.value(pointer, parsed)
     }
 
@@ -277,8 +277,8 @@ fn pointer(invalid: Invalid) -> &'static str {
         Invalid::Count => "/stock_total",
         Invalid::StartsAt => "/starts_at",
         Invalid::EndsAt | Invalid::Over => "/ends_at",
-        Invalid::SalePrice | Invalid::NoSale => "/sale_price_minor",
-        Invalid::Goods => "/goods_id",
+        Invalid::SalePrice | Invalid::NoPrice => "/sale_price_minor",
+        Invalid::Goods | Invalid::NoGoods => "/goods_id",
     }
 }
 

@@ -41,8 +41,9 @@ impl Sale {
                 Ok(Some(Self { goods_id, price_minor }))
             }
             (Kind::FlashSale, _) => Err(Invalid::SalePrice),
-            (Kind::PrizeDraw | Kind::Giveaway, None) if goods_id.is_none() => Ok(None),
-            (Kind::PrizeDraw | Kind::Giveaway, _) => Err(Invalid::NoSale),
+            (Kind::PrizeDraw | Kind::Giveaway, Some(_)) => Err(Invalid::NoPrice),
+            (Kind::PrizeDraw | Kind::Giveaway, None) if goods_id.is_some() => Err(Invalid::NoGoods),
+            (Kind::PrizeDraw | Kind::Giveaway, None) => Ok(None),
         }
     }
 }
@@ -62,8 +63,10 @@ pub enum Invalid {
     Over,
     #[error("a flash sale needs a price of 1 to {MOST_MINOR}")]
     SalePrice,
-    #[error("only a flash sale has a price or names goods")]
-    NoSale,
+    #[error("only a flash sale has a price")]
+    NoPrice,
+    #[error("only a flash sale names goods")]
+    NoGoods,
     #[error("there are no such goods")]
     Goods,
 }

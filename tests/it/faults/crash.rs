@@ -28,7 +28,9 @@ const KILLS: &[&str] = &[
     "before_commit=kill@2",
     "before_commit=kill@30",
     "after_commit=kill@3",
+    "after_commit=kill@12",
     "after_commit=kill@20",
+    "after_commit=kill@26",
     "after_commit=kill@31",
     "after_reply=kill@1",
     "after_reply=kill@6",
@@ -37,8 +39,8 @@ const KILLS: &[&str] = &[
 async fn f01_killed_at_every_point(engine: Engine) {
     let rig = Rig::on(engine).await;
     let mut server = rig.launch.start().await;
-    let sale = Sale::open(&rig.launch, 4000, None).await;
-    let crowd = Crowd::rush(&sale, &[server.address], 12, 4100);
+    let sale = Sale::open(&rig.launch, 5000, None).await;
+    let crowd = Crowd::rush(&sale, &[server.address], 12, 5100);
     crowd.until_taken(20).await;
     server.kill().await;
     for kill in KILLS {

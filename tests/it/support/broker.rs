@@ -140,7 +140,12 @@ impl Broker {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let url = format!("{}{path}", self.file("api"));
-        let answer = client.request(method, &url).json(&body).send().await.unwrap();
+        // Everything asked here may be asked twice, and a busy broker sometimes hangs up in the middle of an answer.
+        let ask = || client.request(method.clone(), &url).json(&body).send();
+        let answer = match ask().await {
+            Ok(answer) => answer,
+            Err(_) => ask().await.unwrap(),
+        };
         assert!(answer.status().is_success(), "{path}: {answer:?}");
         answer.json().await.unwrap_or_default()
     }

@@ -3,9 +3,9 @@
 /// Defines such an enum: `words!(/// What it is. State, "state" { Open = "open", Closed = "closed", });`
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($variant:ident = $word:literal,)+ }) => {
-        $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
         #[serde(rename_all = "snake_case")]
+        $(#[$doc])*
         pub enum $name {
             $($variant,)+
         }

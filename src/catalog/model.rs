@@ -222,6 +222,7 @@ pub struct Adjustment {
 
 /// A change of how many units there are that was made.
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = GoodsAdjusted)]
 pub struct Adjusted {
     pub id: LedgerEntryId,
     pub goods_id: GoodsId,

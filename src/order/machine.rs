@@ -12,6 +12,7 @@ words! {
     /// How far an order has come.
     ///
     /// `draft` and `invalid` (a draft that came to nothing) are not shown to customers (ORD-4).
+    #[schema(as = OrderState)]
     State, "order state" {
         Draft = "draft",
         AwaitingPayment = "awaiting_payment",

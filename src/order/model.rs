@@ -16,6 +16,7 @@ use crate::words::words;
 
 words! {
     /// Where an order comes from.
+    #[schema(as = OrderKind)]
     Kind, "kind of order" {
         Shop = "shop",
         FlashSale = "flash_sale",

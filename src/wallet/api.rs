@@ -23,6 +23,7 @@ refusals!(AdjustRefusals: BalanceInsufficient, IdempotencyKeyReused, Idempotency
 /// How a balance is to change.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = BalanceAdjustmentBody)]
 pub(crate) struct AdjustmentBody {
     /// What to add; to take, if negative. Not 0.
     #[schema(minimum = -1_000_000_000_000_i64, maximum = 1_000_000_000_000_i64)]

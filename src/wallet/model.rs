@@ -39,6 +39,7 @@ pub struct Adjustment {
 
 /// A balance that was adjusted.
 #[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = BalanceAdjusted)]
 pub struct Adjusted {
     pub id: LedgerEntryId,
     pub user_id: UserId,

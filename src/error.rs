@@ -181,6 +181,20 @@ impl ApiError {
         };
         Self { errors, ..Self::new(Code::ValidationFailed, detail) }
     }
+
+    /// `overloaded`, with the seconds after which it is worth another try.
+    pub fn overloaded(retry_after_s: u32) -> Self {
+        let detail = "More requests are waiting than can be served in time.";
+        Self { retry_after_s: Some(retry_after_s), ..Self::new(Code::Overloaded, detail) }
+    }
+
+    /// `dependency_unavailable`: the change may have been made or not.
+    pub fn unconfirmed() -> Self {
+        Self::new(
+            Code::DependencyUnavailable,
+            "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
+        )
+    }
 }
 
 impl fmt::Display for ApiError {

@@ -36,6 +36,11 @@ impl RequestKey {
         id.copy_from_slice(hash.finish().as_ref());
         Self { id, fingerprint }
     }
+
+    /// What the request with this key is told if `first`, of the same id, was answered `answer`.
+    pub fn replay<T>(&self, first: &Self, answer: Answer) -> Result<Answered<T>, KeyRefusal> {
+        if first == self { Ok(Answered::Replayed(answer)) } else { Err(KeyRefusal::Reused) }
+    }
 }
 
 /// An answer as it was first given.
@@ -97,8 +102,8 @@ where
         .transaction(move |tx| {
             let work = work.clone();
             async move {
-                if let Some(first) = claim::<E>(&tx, &key, now).await? {
-                    return Ok(Answered::Replayed(first));
+                if let Some((first, answer)) = claim(&tx, &key, now).await? {
+                    return Ok(key.replay(&first, answer)?);
                 }
                 let done = work(tx.clone()).await?;
                 let body = serde_json::to_string(&done).map_err(DbFault::from)?;
@@ -115,11 +120,8 @@ where
     }
 }
 
-/// Claims `key` for the open transaction, or tells the answer given earlier.
-async fn claim<E>(tx: &Tx, key: &RequestKey, now: i64) -> Result<Option<Answer>, E>
-where
-    E: From<DbFault> + From<KeyRefusal>,
-{
+/// Claims `key` for the open transaction, or tells what was answered earlier under its id.
+async fn claim(tx: &Tx, key: &RequestKey, now: i64) -> Result<Option<(RequestKey, Answer)>, DbFault> {
     // MySQL's ON DUPLICATE KEY UPDATE would count the untouched row as affected (CLIENT_FOUND_ROWS is on).
     let sql = match tx.get_database_backend() {
         DbBackend::Postgres => {
@@ -136,14 +138,11 @@ where
     };
     let values = [key.id.to_vec().into(), key.fingerprint.to_vec().into(), now.into()];
     let insert = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
-    if tx.execute_raw(insert).await.map_err(DbFault::from)?.rows_affected() == 1 {
+    if tx.execute_raw(insert).await?.rows_affected() == 1 {
         return Ok(None);
     }
-    let mut kept = kept_answers(tx, &[*key]).await?;
-    match kept.pop().ok_or(DbFault::Missing("the kept answer"))? {
-        (found, answer) if found == *key => Ok(Some(answer)),
-        _ => Err(KeyRefusal::Reused.into()),
-    }
+    let kept = kept_answers(tx, &[*key]).await?.pop();
+    kept.map(Some).ok_or(DbFault::Missing("the kept answer"))
 }
 
 async fn keep(tx: &Tx, key: &RequestKey, answer: &Answer) -> Result<(), DbFault> {

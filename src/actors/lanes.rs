@@ -59,14 +59,8 @@ impl<R> LaneError<R> {
                 Code::DependencyUnavailable,
                 "The database is not available; nothing was changed.",
             ),
-            Self::Unserved(Unserved::Overloaded { retry_after_s }) => ApiError {
-                retry_after_s: Some(retry_after_s),
-                ..ApiError::new(Code::Overloaded, "More requests are waiting than can be served in time.")
-            },
-            Self::Unserved(Unserved::Unanswered) => ApiError::new(
-                Code::DependencyUnavailable,
-                "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
-            ),
+            Self::Unserved(Unserved::Overloaded { retry_after_s }) => ApiError::overloaded(retry_after_s),
+            Self::Unserved(Unserved::Unanswered) => ApiError::unconfirmed(),
         }
     }
 }

@@ -146,10 +146,7 @@ impl From<DbFault> for ApiError {
             }
             DbFault::Ambiguous(_) | DbFault::Deadline => {
                 tracing::warn!(error = %fault, "The database did not confirm a change");
-                Self::new(
-                    Code::DependencyUnavailable,
-                    "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
-                )
+                Self::unconfirmed()
             }
             DbFault::Statement(_) | DbFault::Injected(_) | DbFault::NodeNumberLost(_) => {
                 tracing::warn!(error = %fault, "The database refused or could not be reached");

@@ -373,17 +373,11 @@ impl From<CheckoutError> for ApiError {
                 Self::new(code, detail)
             }
             CheckoutError::Key(refusal) => refusal.into(),
-            CheckoutError::Overloaded { retry_after_s } => Self {
-                retry_after_s: Some(retry_after_s),
-                ..Self::new(Code::Overloaded, "More requests are waiting than can be served in time.")
-            },
+            CheckoutError::Overloaded { retry_after_s } => Self::overloaded(retry_after_s),
             CheckoutError::Unavailable | CheckoutError::GivenUp => {
                 Self::new(Code::DependencyUnavailable, "The order could not be made; nothing of it remains.")
             }
-            CheckoutError::Unanswered => Self::new(
-                Code::DependencyUnavailable,
-                "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
-            ),
+            CheckoutError::Unanswered => Self::unconfirmed(),
             CheckoutError::NodeNumber(lost) => crate::db::DbFault::from(lost).into(),
             CheckoutError::Db(fault) => fault.into(),
         }

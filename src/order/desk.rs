@@ -71,7 +71,10 @@ impl Desk for OrderDesk {
         let (mut drafts, mut steps) = (Vec::new(), Vec::new());
         let mut drafted: HashMap<[u8; 32], OrderId> = begun;
         for work in items.iter() {
-            let repeat = key_of(work).and_then(|key| kept.get(&key.id).map(|first| replay(&key, first)));
+            let repeat = key_of(work).and_then(|key| {
+                let (first, answer) = kept.get(&key.id)?;
+                Some(key.replay(first, answer.clone()).map_err(WorkRefusal::from))
+            });
             answers.push(match (repeat, work) {
                 (Some(repeat), _) => Some(repeat),
                 (None, Work::Draft { order, key }) => match key {
@@ -109,7 +112,7 @@ impl Desk for OrderDesk {
                     let first = Answer { status: *status, body: serde_json::to_string(&order.view()?)? };
                     match kept.insert(key.id, (*key, first.clone())) {
                         // A twin within this group was first.
-                        Some(twin) => replay(key, &twin),
+                        Some((twin, answer)) => key.replay(&twin, answer).map_err(WorkRefusal::from),
                         None => {
                             to_keep.push((*key, first));
                             Ok(Answered::Fresh(order))
@@ -131,10 +134,6 @@ fn key_of(work: &Work) -> Option<RequestKey> {
     match work {
         Work::Draft { key, .. } | Work::Step { key, .. } => *key,
     }
-}
-
-fn replay(key: &RequestKey, first: &(RequestKey, Answer)) -> Result<Answered<Order>, WorkRefusal> {
-    if first.0 == *key { Ok(Answered::Replayed(first.1.clone())) } else { Err(KeyRefusal::Reused.into()) }
 }
 
 async fn kept_answers(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], (RequestKey, Answer)>, DbFault> {

@@ -18,7 +18,7 @@ use super::checkout::{Known, Mismatch, Quote, Shipping, Wish, quote};
 use super::desk::{self, Work, WorkRefusal};
 use super::machine::{Command, State};
 use super::model::{Cause, Kind, Order};
-use super::service::{By, OrderService};
+use super::service::OrderService;
 use super::store::{self, Step};
 use crate::actors::batching::Unserved;
 use crate::actors::lanes::LaneError;
@@ -28,7 +28,7 @@ use crate::coupon::store as coupons;
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::faults;
 use crate::idempotency::{Answered, KeyRefusal, RequestKey};
-use crate::ids::{Ids, NodeNumberLost, OrderId, UserId};
+use crate::ids::{GoodsId, Ids, NodeNumberLost, OrderId, UserId};
 use crate::money::Currency;
 use crate::ports::clock::SharedClock;
 use crate::wallet::{Ledger, WalletError, WalletService};
@@ -66,6 +66,13 @@ pub enum CheckoutError {
     NodeNumber(#[from] NodeNumberLost),
     #[error(transparent)]
     Db(#[from] DbFault),
+}
+
+impl CheckoutError {
+    /// Whether the step may have been done.
+    fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Unanswered) || self.db_fault().is_some_and(DbFault::is_ambiguous)
+    }
 }
 
 impl AsDbFault for CheckoutError {
@@ -109,8 +116,7 @@ impl Checkout {
         let kept = self.db.read(move |db| async move { crate::idempotency::kept_answers(&db, &[key]).await });
         match kept.await?.pop() {
             None => Ok(None),
-            Some((first, answer)) if first == key => Ok(Some(Answered::Replayed(answer))),
-            Some(_) => Err(KeyRefusal::Reused.into()),
+            Some((first, answer)) => Ok(Some(key.replay(&first, answer)?)),
         }
     }
 
@@ -206,23 +212,7 @@ impl Checkout {
         reach("saga_after_draft").await?;
         for line in &quote.lines {
             let Some(goods) = line.goods_id else { continue };
-            let reserve = || self.catalog.reserve(order, goods, line.quantity);
-            let mut reserved = reserve().await;
-            for _ in 1..TRIES {
-                if !matches!(reserved, Err(ReserveError::Unanswered)) {
-                    break;
-                }
-                tokio::time::sleep(PAUSE).await;
-                reserved = reserve().await;
-            }
-            reserved.map_err(|error| match error {
-                ReserveError::NotFound => Mismatch::Goods(goods).into(),
-                ReserveError::Insufficient { available } => Mismatch::Quantity { goods, available }.into(),
-                ReserveError::NotDraft => CheckoutError::GivenUp,
-                ReserveError::Overloaded { retry_after_s } => CheckoutError::Overloaded { retry_after_s },
-                ReserveError::Unavailable => CheckoutError::Unavailable,
-                ReserveError::Unanswered => CheckoutError::Unanswered,
-            })?;
+            self.twice(|| self.reserve(order, goods, line.quantity)).await?;
             reach("saga_after_stock").await?;
         }
         if wish.coupon.is_some() {
@@ -244,13 +234,24 @@ impl Checkout {
     {
         let mut outcome = step().await;
         for _ in 1..TRIES {
-            if !outcome.as_ref().err().and_then(CheckoutError::db_fault).is_some_and(DbFault::is_ambiguous) {
+            if !outcome.as_ref().is_err_and(CheckoutError::is_ambiguous) {
                 break;
             }
             tokio::time::sleep(PAUSE).await;
             outcome = step().await;
         }
         outcome
+    }
+
+    async fn reserve(&self, order: OrderId, goods: GoodsId, quantity: i32) -> Result<(), CheckoutError> {
+        self.catalog.reserve(order, goods, quantity).await.map_err(|error| match error {
+            ReserveError::NotFound => Mismatch::Goods(goods).into(),
+            ReserveError::Insufficient { available } => Mismatch::Quantity { goods, available }.into(),
+            ReserveError::NotDraft => CheckoutError::GivenUp,
+            ReserveError::Overloaded { retry_after_s } => CheckoutError::Overloaded { retry_after_s },
+            ReserveError::Unavailable => CheckoutError::Unavailable,
+            ReserveError::Unanswered => CheckoutError::Unanswered,
+        })
     }
 
     async fn lock_coupon(&self, draft: &Order, quote: &Quote, wish: &Wish) -> Result<(), CheckoutError> {
@@ -307,8 +308,8 @@ impl Checkout {
                 Err(if let CheckoutError::Unanswered = error { CheckoutError::Unavailable } else { error })
             }
             Err(LaneError::Refused(WorkRefusal::Step(_))) => {
-                let confirmed = self.orders.get(By::Operator(UserId(0)), order).await;
-                confirmed.map(Answered::Fresh).map_err(|_| CheckoutError::Unanswered)
+                let confirmed = self.orders.find(order).await.ok().flatten();
+                confirmed.map(Answered::Fresh).ok_or(CheckoutError::Unanswered)
             }
             Err(failed) => {
                 warn!(order.id = %order, %error, ?failed, "Draft {order} is given up when its time is up");

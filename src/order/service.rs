@@ -112,11 +112,14 @@ impl OrderService {
         Self(Arc::new(Inner { db, ids, clock, policy, payments, lanes }))
     }
 
+    /// An order, whoever's it is.
+    pub(super) async fn find(&self, id: OrderId) -> Result<Option<Order>, DbFault> {
+        self.0.db.read(move |db| async move { store::find(&db, id).await }).await
+    }
+
     /// An order that `by` may see.
     pub async fn get(&self, by: By, id: OrderId) -> Result<Order, OrderError> {
-        let found = self.0.db.read(move |db| async move { store::find(&db, id).await }).await;
-        let found: Option<Order> = found.map_err(|fault: DbFault| fault)?;
-        found.filter(|order| by.may_see(order)).ok_or(OrderError::NotFound)
+        self.find(id).await?.filter(|order| by.may_see(order)).ok_or(OrderError::NotFound)
     }
 
     /// A page of orders, newest first.

@@ -19,9 +19,9 @@ use serde_json::json;
 use super::events::{Cancelled, Created, Finished, Paid, Refunded, Shipped};
 use super::machine::{Command, Decision, Refusal, State, decide};
 use super::model::{CancelCause, Cause, Order, TimelineEntry};
-use crate::db::bulk::{Column, Rows, Script};
+use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
-use crate::ids::{Ids, OrderId, PaymentId, RefundId, UserId};
+use crate::ids::{Ids, OrderId, PaymentId, UserId};
 use crate::messaging::outbox::{self, Events};
 use crate::payment::refund::{self, NewRefund};
 use crate::payment::store as payments;
@@ -279,13 +279,13 @@ impl<'a> Desk<'a> {
             self.events.push(self.ids.next()?, &refund.requested(self.now))?;
         }
         refund::insert_all(&self.refunds, self.now, &mut script);
-        let with_events = i64::from(!self.events.is_empty()).unsigned_abs();
-        let rows = (changed.len() + self.timeline.len() + self.refunds.len()) as u64 + with_events;
-        if with_events > 0 {
+        let mut rows = changed.len() + self.timeline.len() + self.refunds.len();
+        if !self.events.is_empty() {
             outbox::add(tx, self.ids.next()?, self.events, self.now, &mut script);
+            rows += 1;
         }
         // The rows are locked, so nothing can be missing but what somebody changed past the lock.
-        if script.execute(tx).await? == rows {
+        if script.execute(tx).await? == rows as u64 {
             Ok(())
         } else {
             Err(DbFault::Missing("an order as it was read"))
@@ -293,16 +293,11 @@ impl<'a> Desk<'a> {
     }
 }
 
-/// Reads `ids`, locked for this transaction, in one order everywhere so that two of them wait and do not deadlock.
+/// Reads `ids`, locked for this transaction.
 async fn lock(tx: &Tx, ids: BTreeSet<OrderId>) -> Result<HashMap<OrderId, Order>, DbFault> {
     let backend = tx.get_database_backend();
-    let lock = match backend {
-        DbBackend::Postgres => " FOR UPDATE OF o",
-        DbBackend::MySql => " FOR UPDATE",
-        _ => "",
-    };
-    let sql = format!("SELECT o.* FROM {{rows}} JOIN orders o ON o.id = r.id ORDER BY o.id{lock}");
-    let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
+    let sql = bulk::select_for_update(backend, "orders", "id", "order_id");
+    let rows = Rows::new().column("order_id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
     let found = tx.query_all_raw(rows.statement(backend, &sql, [])).await?;
     found
         .iter()
@@ -332,29 +327,24 @@ fn update_all(
     now: Timestamp,
     script: &mut Script,
 ) {
-    const FROM_ROWS: &str = "UPDATE orders SET state = r.state, version = r.version, paid_payment_id = NULLIF(r.paid_by, 0), \
-        refund_from = NULLIF(r.refund_from, ''), cancel_cause = NULLIF(r.cause, ''), due_at = r.due_at, updated_at = ? \
-        FROM {rows} WHERE orders.id = r.id AND orders.version = r.known";
-    const JOINED: &str = "UPDATE orders JOIN {rows} ON orders.id = r.id SET orders.state = r.state, \
-        orders.version = r.version, orders.paid_payment_id = NULLIF(r.paid_by, 0), \
-        orders.refund_from = NULLIF(r.refund_from, ''), orders.cancel_cause = NULLIF(r.cause, ''), orders.due_at = r.due_at, orders.updated_at = ? \
-        WHERE orders.version = r.known";
+    const SET: &str = "state = r.to_state, version = r.to_version, paid_payment_id = NULLIF(r.paid_by, 0), \
+        refund_from = NULLIF(r.undone, ''), cancel_cause = NULLIF(r.cause, ''), due_at = r.due, updated_at = ?";
     let text = |word: fn(&Order) -> &'static str| {
         Column::Text(changed.iter().map(|order| word(order).to_owned()).collect())
     };
     let big =
         |number: &dyn Fn(&Order) -> i64| Column::Big(changed.iter().map(|order| number(order)).collect());
     let rows = Rows::new()
-        .column("id", big(&|order| order.id.0))
-        .column("known", big(&|order| known.get(&order.id).copied().unwrap_or(0)))
-        .column("version", big(&|order| order.version))
-        .column("state", text(|order| order.state.word()))
+        .column("order_id", big(&|order| order.id.0))
+        .column("known_version", big(&|order| known.get(&order.id).copied().unwrap_or(0)))
+        .column("to_version", big(&|order| order.version))
+        .column("to_state", text(|order| order.state.word()))
         .column("paid_by", big(&|order| order.paid_by.map_or(0, |payment| payment.0)))
-        .column("refund_from", text(|order| order.refund_from.map_or("", State::word)))
-        .column("due_at", big(&|order| to_micros(order.due_at)))
+        .column("undone", text(|order| order.refund_from.map_or("", State::word)))
+        .column("due", big(&|order| to_micros(order.due_at)))
         .column("cause", text(|order| order.cancel_cause.map_or("", CancelCause::word)));
-    let update = if backend == DbBackend::MySql { JOINED } else { FROM_ROWS };
-    script.push_rows(update, [to_micros(now).into()], rows);
+    let template = bulk::update(backend, "orders", SET, "id = r.order_id AND version = r.known_version");
+    script.push_rows(template, [to_micros(now).into()], rows);
 }
 
 fn insert_timeline(entries: &[Entry], now: Timestamp, script: &mut Script) {
@@ -468,14 +458,6 @@ pub async fn timeline(connection: &DatabaseConnection, order: &Order) -> Result<
         })
     });
     std::iter::once(Ok(made)).chain(later).collect()
-}
-
-/// The refund that undoes an order, if there is one.
-pub async fn refund_of(
-    connection: &impl ConnectionTrait,
-    order: OrderId,
-) -> Result<Option<RefundId>, DbFault> {
-    refund::of_order(connection, order).await
 }
 
 /// Adds new orders to `script`, as they are.

@@ -138,21 +138,6 @@ pub fn insert_all(refunds: &[NewRefund], now: Timestamp, script: &mut Script) {
     );
 }
 
-/// The refund that undoes `order`.
-pub async fn of_order(
-    connection: &impl ConnectionTrait,
-    order: OrderId,
-) -> Result<Option<RefundId>, DbFault> {
-    let found = refund::Entity::find()
-        .select_only()
-        .column(refund::Column::Id)
-        .filter(refund::Column::RefundedOrderId.eq(order.0))
-        .into_tuple::<i64>()
-        .one(connection)
-        .await?;
-    Ok(found.map(RefundId))
-}
-
 /// A refund, and the payment it returns.
 pub async fn find(connection: &impl ConnectionTrait, id: RefundId) -> Result<Option<Refund>, DbFault> {
     refund::Entity::find_by_id(id.0).one(connection).await?.map(Refund::try_from).transpose()

@@ -10,7 +10,7 @@ use sea_orm::{
 
 use super::events::{PaymentFailed, PaymentSucceeded};
 use super::model::{Payment, PaymentState};
-use crate::db::bulk::{Column, Rows, Script, statement};
+use crate::db::bulk::{self, Column, Rows, Script, statement};
 use crate::db::{DbFault, Tx};
 use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
 use crate::messaging::outbox::{self, Events};
@@ -209,13 +209,8 @@ fn record(
 
 async fn lock(tx: &Tx, ids: BTreeSet<PaymentId>) -> Result<HashMap<PaymentId, Payment>, DbFault> {
     let backend = tx.get_database_backend();
-    let lock = match backend {
-        DbBackend::Postgres => " FOR UPDATE OF p",
-        DbBackend::MySql => " FOR UPDATE",
-        _ => "",
-    };
-    let sql = format!("SELECT p.* FROM {{rows}} JOIN payment p ON p.id = r.id ORDER BY p.id{lock}");
-    let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
+    let sql = bulk::select_for_update(backend, "payment", "id", "paid");
+    let rows = Rows::new().column("paid", Column::Big(ids.into_iter().map(|id| id.0).collect()));
     let found = tx.query_all_raw(rows.statement(backend, &sql, [])).await?;
     found
         .iter()
@@ -259,22 +254,18 @@ async fn transactions(
 }
 
 fn update_all(backend: DbBackend, changed: &[&Payment], now: Timestamp, script: &mut Script) {
-    const FROM_ROWS: &str = "UPDATE payment SET state = r.state, transaction_id = NULLIF(r.transaction_id, ''), \
-        failure = NULLIF(r.failure, ''), version = payment.version + 1, settled_at = ?, updated_at = ? \
-        FROM {rows} WHERE payment.id = r.id";
-    const JOINED: &str = "UPDATE payment JOIN {rows} ON payment.id = r.id SET payment.state = r.state, \
-        payment.transaction_id = NULLIF(r.transaction_id, ''), payment.failure = NULLIF(r.failure, ''), \
-        payment.version = payment.version + 1, payment.settled_at = ?, payment.updated_at = ?";
+    const SET: &str = "state = r.to_state, transaction_id = NULLIF(r.gateway_transaction, ''), failure = NULLIF(r.why, ''), \
+        version = version + 1, settled_at = ?, updated_at = ?";
     let text = |text: &dyn Fn(&Payment) -> String| {
         Column::Text(changed.iter().map(|payment| text(payment)).collect())
     };
     let rows = Rows::new()
-        .column("id", Column::Big(changed.iter().map(|payment| payment.id.0).collect()))
-        .column("state", text(&|payment| payment.state.word().to_owned()))
-        .column("transaction_id", text(&|payment| payment.transaction_id.clone().unwrap_or_default()))
-        .column("failure", text(&|payment| payment.failure.clone().unwrap_or_default()));
-    let update = if backend == DbBackend::MySql { JOINED } else { FROM_ROWS };
-    script.push_rows(update, [to_micros(now).into(), to_micros(now).into()], rows);
+        .column("paid", Column::Big(changed.iter().map(|payment| payment.id.0).collect()))
+        .column("to_state", text(&|payment| payment.state.word().to_owned()))
+        .column("gateway_transaction", text(&|payment| payment.transaction_id.clone().unwrap_or_default()))
+        .column("why", text(&|payment| payment.failure.clone().unwrap_or_default()));
+    let template = bulk::update(backend, "payment", SET, "id = r.paid");
+    script.push_rows(template, [to_micros(now).into(), to_micros(now).into()], rows);
 }
 
 /// Writes a new payment.

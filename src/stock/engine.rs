@@ -287,13 +287,9 @@ impl StockEngine {
             .partition(|ask| ask.request.key.is_some_and(|key| kept.contains_key(&key.id)));
         *todo = rest;
         for ask in repeats {
-            let Some((first, answer)) = ask.request.key.and_then(|key| kept.get(&key.id)) else { continue };
-            let same = ask.request.key == Some(*first);
-            ask.answer(if same {
-                Ok(Answered::Replayed(answer.clone()))
-            } else {
-                Err(KeyRefusal::Reused.into())
-            });
+            let Some(key) = ask.request.key else { continue };
+            let Some((first, answer)) = kept.get(&key.id) else { continue };
+            ask.answer(key.replay(first, answer.clone()).map_err(TakeError::from));
         }
         Ok(())
     }

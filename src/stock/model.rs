@@ -145,17 +145,11 @@ impl From<TakeError> for ApiError {
                 Self::new(Code::TakeLimitReached, format!("One user may take {limit} of this activity."))
             }
             TakeError::Key(refusal) => refusal.into(),
-            TakeError::Overloaded { retry_after_s } => Self {
-                retry_after_s: Some(retry_after_s),
-                ..Self::new(Code::Overloaded, "More requests are waiting than can be served in time.")
-            },
+            TakeError::Overloaded { retry_after_s } => Self::overloaded(retry_after_s),
             TakeError::Unavailable | TakeError::NotBegun => {
                 Self::new(Code::DependencyUnavailable, "The database is not available; nothing was taken.")
             }
-            TakeError::Unanswered => Self::new(
-                Code::DependencyUnavailable,
-                "The database did not confirm in time. Repeat the request with the same Idempotency-Key to learn the outcome.",
-            ),
+            TakeError::Unanswered => Self::unconfirmed(),
         }
     }
 }

@@ -119,7 +119,7 @@ impl Comparison for TakesAgainstOrders {
         let (ids, clock) = (self.ids.clone(), self.clock.clone());
         let releasing = self.db.transaction(move |tx| {
             let (ids, now) = (ids.clone(), clock.now());
-            async move { release_all(&tx, &ids, now, [id].into(), "reconciliation").await }
+            async move { release_all(&tx, &ids, now, &[(id, "reconciliation")].into()).await }
         });
         let released: Result<(), DbFault> = releasing.await;
         released?;

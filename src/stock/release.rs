@@ -13,7 +13,7 @@ use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QuerySel
 use super::changes::no_longer_sold_out;
 use super::events::TakeReleased;
 use super::model::{ReleaseError, Take, TakeState};
-use crate::db::bulk::{Column, Rows, Script};
+use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::ids::{ActivityId, Ids, TakeId};
 use crate::messaging::catalogue::EventType;
@@ -44,60 +44,55 @@ pub(super) async fn release(
     if orders::find(tx, crate::ids::OrderId(id.0)).await?.is_some() {
         return Err(ReleaseError::Ordered);
     }
-    release_all(tx, ids, now, BTreeSet::from([id]), reason).await?;
+    release_all(tx, ids, now, &BTreeMap::from([(id, reason)])).await?;
     // Somebody may have been faster: what it is now counts.
     let take = take::Entity::find_by_id(id.0).one(tx).await.map_err(DbFault::from)?;
     Ok((Take::try_from(take.ok_or(ReleaseError::NotFound)?)?, true))
 }
 
-/// Releases those of `takes` that hold their tokens.
+/// Releases those of `takes` that hold their tokens, each for its reason.
 pub(super) async fn release_all(
     tx: &Tx,
     ids: &Ids,
     now: Timestamp,
-    takes: BTreeSet<TakeId>,
-    reason: &str,
+    takes: &BTreeMap<TakeId, &str>,
 ) -> Result<(), DbFault> {
-    let activities: BTreeSet<ActivityId> =
-        read(tx, &takes, "").await?.iter().map(|take| take.activity_id).collect();
+    let named = read(tx, takes, "SELECT t.* FROM {rows} JOIN take t ON t.id = r.take").await?;
+    let activities: BTreeSet<ActivityId> = named.iter().map(|take| take.activity_id).collect();
     for activity in activities {
         lock_activity(tx, activity).await?;
     }
-    let lock = match tx.get_database_backend() {
-        DbBackend::Postgres => " FOR UPDATE OF t",
-        DbBackend::MySql => " FOR UPDATE",
-        _ => "",
-    };
-    let mut held = read(tx, &takes, lock).await?;
+    let locked = bulk::select_for_update(tx.get_database_backend(), "take", "id", "take");
+    let mut held = read(tx, takes, &locked).await?;
     held.retain(|take| take.state == TakeState::Unused);
     if held.is_empty() {
         return Ok(());
     }
     let freed = freed_by_block(tx, &held).await?;
     let mut script = Script::new();
-    let rows = Rows::new().column("id", Column::Big(held.iter().map(|take| take.id.0).collect()));
-    script.push_rows(
-        "UPDATE take SET live_token = NULL, live_take_no = NULL, state = 'released', released_at = ?, \
-         release_reason = ? WHERE id IN (SELECT r.id FROM {rows})",
-        [to_micros(now).into(), reason.into()],
-        rows,
-    );
+    let reason = |take: &Take| takes.get(&take.id).copied().unwrap_or_default();
+    let rows = Rows::new()
+        .column("take", Column::Big(held.iter().map(|take| take.id.0).collect()))
+        .column("reason", Column::Text(held.iter().map(|take| reason(take).to_owned()).collect()));
+    let set = "live_token = NULL, live_take_no = NULL, state = 'released', released_at = ?, \
+        release_reason = r.reason";
+    let update = bulk::update(tx.get_database_backend(), "take", set, "id = r.take");
+    script.push_rows(update, [to_micros(now).into()], rows);
     for (block, count) in freed {
         script.push("UPDATE token_block SET sold = sold - ? WHERE id = ?", [count.into(), block.into()]);
     }
     let mut events = Events::at(now);
     for take in &held {
-        events.push(ids.next()?, &released(take, now, reason))?;
+        events.push(ids.next()?, &released(take, now, reason(take)))?;
     }
     outbox::add(tx, ids.next()?, events, now, &mut script);
     script.execute(tx).await?;
     Ok(())
 }
 
-async fn read(tx: &Tx, takes: &BTreeSet<TakeId>, lock: &str) -> Result<Vec<Take>, DbFault> {
-    let sql = format!("SELECT t.* FROM {{rows}} JOIN take t ON t.id = r.id ORDER BY t.id{lock}");
-    let rows = Rows::new().column("id", Column::Big(takes.iter().map(|take| take.0).collect()));
-    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), &sql, [])).await?;
+async fn read(tx: &Tx, takes: &BTreeMap<TakeId, &str>, template: &str) -> Result<Vec<Take>, DbFault> {
+    let rows = Rows::new().column("take", Column::Big(takes.keys().map(|take| take.0).collect()));
+    let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), template, [])).await?;
     found.iter().map(|row| Take::try_from(take::Model::from_query_result(row, "")?)).collect()
 }
 
@@ -176,23 +171,20 @@ struct EndedOrders {
 #[async_trait]
 impl Handler for EndedOrders {
     async fn apply(&self, tx: &Tx, events: &[Envelope]) -> Result<(), HandlerError> {
-        let (mut cancelled, mut refunded) = (BTreeSet::new(), BTreeSet::new());
+        let mut ended = BTreeMap::new();
         for event in events {
             if event.known_type() == Some(EventType::OrderRefunded) {
                 let order: Refunded = event.payload()?;
                 if order.kind == Kind::FlashSale && !order.shipped {
-                    refunded.insert(TakeId(order.order_id.0));
+                    ended.insert(TakeId(order.order_id.0), "order refunded");
                 }
             } else {
                 let order: Cancelled = event.payload()?;
                 if order.kind == Kind::FlashSale {
-                    cancelled.insert(TakeId(order.order_id.0));
+                    ended.insert(TakeId(order.order_id.0), "order cancelled");
                 }
             }
         }
-        let now = self.clock.now();
-        release_all(tx, &self.ids, now, cancelled, "order cancelled").await?;
-        release_all(tx, &self.ids, now, refunded, "order refunded").await?;
-        Ok(())
+        Ok(release_all(tx, &self.ids, self.clock.now(), &ended).await?)
     }
 }

@@ -321,6 +321,8 @@ async fn f21_queue_unbound_and_deleted(engine: Engine) {
         more(&crowd, 100).await;
         vhost.delete_queue(QUEUE).await;
     }
+    // What a deleted queue held is gone, so the projection needs to hear of later takes.
+    more(&crowd, 100).await;
     crowd.close();
     let ledger = crowd.finish().await;
     rig.drains().await;

@@ -11,7 +11,7 @@ use crate::jobs::{Job, RunContext, Schedule, Summary};
 
 /// How long a payment may be pending before its gateway is asked.
 const PATIENCE: TimeDelta = TimeDelta::minutes(1);
-/// Payments that are looked up at a time, and how many of them are asked about at once.
+/// Payments and refunds that are looked up at a time, and how many of them are asked about at once.
 const PAGE: u64 = 100;
 const AT_ONCE: usize = 16;
 
@@ -40,12 +40,19 @@ pub fn payment_queries(payments: PaymentService, schedule: Schedule) -> Job {
                     }
                 }
             }
-            let mut refunded = 0;
-            for refund in payments.refunds(Some(RefundState::Approved), None, PAGE).await? {
-                match payments.perform(refund.id).await {
-                    Ok(()) => refunded += 1,
-                    Err(error) => {
-                        warn!(refund.id = %refund.id, %error, "Refund {} is tried again", refund.id);
+            let (mut refunded, mut before) = (0, None);
+            loop {
+                let page = payments.refunds(Some(RefundState::Approved), before, PAGE).await?;
+                let Some(last) = page.last() else { break };
+                before = Some(last.id);
+                let answers = stream::iter(page).map(|refund| {
+                    let payments = &payments;
+                    async move { (refund.id, payments.perform(refund.id).await) }
+                });
+                for (id, answer) in answers.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
+                    match answer {
+                        Ok(()) => refunded += 1,
+                        Err(error) => warn!(refund.id = %id, %error, "Refund {id} is tried again"),
                     }
                 }
             }

@@ -38,6 +38,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "notifications", description = "What users are told"),
         (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),
         (name = "messaging", description = "Events on their way, and those that did not arrive"),
+        (name = "reconciliation", description = "What should agree and does not"),
         (name = "operating", description = "Health, metrics and this document"),
     )
 )]

@@ -1,6 +1,6 @@
 //! What every answer has in common, seen through a whole application.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -414,6 +414,17 @@ fn no_request_body_takes_unknown_members() {
             }
         }
     }
+}
+
+#[test]
+fn every_tag_is_described_and_used() {
+    let document = serde_json::to_value(document()).unwrap();
+    let described = document["tags"].as_array().unwrap().iter().map(|tag| tag["name"].as_str().unwrap());
+    let items = document["paths"].as_object().unwrap().values();
+    let operations = items.flat_map(|item| item.as_object().unwrap().values());
+    let used = operations.flat_map(|operation| operation["tags"].as_array().unwrap());
+    let used: BTreeSet<_> = used.map(|tag| tag.as_str().unwrap()).collect();
+    assert_eq!(described.collect::<BTreeSet<_>>(), used);
 }
 
 #[test]

@@ -29,7 +29,10 @@ use crate::ports::clock::Clock;
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Upper bounds of what is counted in rows.
+/// The histograms that count what a batch holds.
+const BATCHES: [&str; 2] = ["tombola_goods_batch_orders", "tombola_stock_batch_takes"];
+
+/// Upper bounds of what they count.
 const BATCH_SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 /// How often measurements are sorted into their buckets.
@@ -147,7 +150,9 @@ fn start_counting(clock: &dyn Clock) -> PrometheusHandle {
     let bounded = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
         .and_then(|builder| {
-            builder.set_buckets_for_metric(Matcher::Full("tombola_stock_batch_takes".to_owned()), BATCH_SIZES)
+            BATCHES.iter().try_fold(builder, |builder, &batches| {
+                builder.set_buckets_for_metric(Matcher::Full(batches.to_owned()), BATCH_SIZES)
+            })
         });
     // Only an empty list of bounds is refused.
     let recorder = bounded.unwrap_or_default().build_recorder();

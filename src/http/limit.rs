@@ -1,4 +1,4 @@
-//! How many requests one user, and how many failed sign-ins one address, may send to this process a second.
+//! How many requests one user, and how many sign-ins and refused tokens one address, may send to this process a second.
 //!
 //! Generous by default: it protects the process from a client that runs wild; the stock is protected by the take
 //! limit. GCRA in memory, one word per user who was seen in the last seconds: a full bucket is forgotten.

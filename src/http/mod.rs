@@ -3,22 +3,22 @@
 //! A module's `api.rs` writes handlers and mounts them in [`routes`], the one page with every route:
 //!
 //! ```text
-//! refusals!(TakeRefusals: SoldOut, TakeLimitReached, ActivityNotRunning, Overloaded);
+//! refusals!(TakeRefusals: ActivityNotRunning, SoldOut, TakeLimitReached, Overloaded);
 //!
-//! /// Takes one token from the activity's drum.
-//! #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = TakeBody,
-//!     responses((status = 201, description = "Yours", body = TakeView), TakeRefusals))]
+//! /// Takes one token of the activity.
+//! #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = Option<NoMembers>,
+//!     responses((status = 201, description = "The token is the caller's", body = TakeAnswer), TakeRefusals))]
 //! #[post("/activities/{id}/takes")]
-//! pub async fn take(
+//! pub(crate) async fn take(
 //!     stock: Data<StockService>,
 //!     req: HttpRequest,
 //!     caller: Caller,                      // 401; Staff and Operator: 403 as well
 //!     id: PathId<ActivityId>,              // 404
 //!     key: IdempotencyKey,                 // 400
-//!     body: OptionalBody<TakeBody>,        // 400, 408, 413, 415, 422; JsonBody where something is required
+//!     body: OptionalBody<NoMembers>,       // 400, 408, 413, 415, 422; JsonBody where something is required
 //! ) -> ApiResult<HttpResponse> {
 //!     let key = request_key(caller.user, &req, &key, body.fingerprint);
-//!     Ok(HttpResponse::Created().json(stock.take(caller, id.0, key).await?))
+//!     Ok(answered(StatusCode::CREATED, stock.take(caller.user, id.0, key).await?))
 //! }
 //! ```
 //!

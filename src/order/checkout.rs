@@ -8,7 +8,7 @@ use crate::coupon::model::{Coupon, Spend, Unusable};
 use crate::ids::{CouponId, GoodsId};
 use crate::ports::clock::Timestamp;
 
-/// What one unit of is wanted, and what the customer was told it costs.
+/// Goods that are wanted, how many, and what the customer was told one unit costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WishedLine {
     pub goods_id: GoodsId,

@@ -1,7 +1,7 @@
 //! Refunds: money goes back once per payment, and once per order, whatever happens twice.
 //!
 //! A refund is born in the transaction of the order's change that calls for it. What is approved is performed at the
-//! gateway by the consumer group of [`events`](super::events), which names the refund, so that the gateway recognises a
+//! gateway by the consumer group of [`groups`](super::groups), which names the refund, so that the gateway recognises a
 //! repeat; then the order is told, and what it held goes back by its events.
 
 use entities::refund;
@@ -138,7 +138,7 @@ pub fn insert_all(refunds: &[NewRefund], now: Timestamp, script: &mut Script) {
     );
 }
 
-/// A refund, and the payment it returns.
+/// The refund with this id.
 pub async fn find(connection: &impl ConnectionTrait, id: RefundId) -> Result<Option<Refund>, DbFault> {
     refund::Entity::find_by_id(id.0).one(connection).await?.map(Refund::try_from).transpose()
 }
@@ -161,7 +161,7 @@ pub async fn all_of(connection: &impl ConnectionTrait, order: OrderId) -> Result
     rows.into_iter().map(Refund::try_from).collect()
 }
 
-/// Refunds in any of `states`, newest first.
+/// Up to `limit` refunds older than `before`, in `state` or in any, newest first.
 pub async fn page(
     connection: &impl ConnectionTrait,
     state: Option<RefundState>,

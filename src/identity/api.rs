@@ -6,8 +6,10 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Caller, IdentityService, Role, Roles, Session, User, UserName};
-use crate::error::{ApiError, FieldError};
+use super::{
+    Caller, IdentityError, IdentityService, IssueError, Role, Roles, Session, TokenRefusal, User, UserName,
+};
+use crate::error::{ApiError, Code, FieldError};
 use crate::http::{ApiResult, JsonBody, SignIn, Validate};
 use crate::money::Currency;
 use crate::ports::clock::Timestamp;
@@ -142,6 +144,47 @@ pub(crate) async fn me(
     Ok(HttpResponse::Ok().json(MeView { user, balance_minor, points, currency, red_dots: RedDots {} }))
 }
 
+impl From<IdentityError> for ApiError {
+    fn from(error: IdentityError) -> Self {
+        use IdentityError::{
+            Busy, Db, DevLoginDisabled, Event, Hashing, Issue, NameTaken, NoId, UserUnknown, WrongCredentials,
+        };
+        match error {
+            DevLoginDisabled => Self::new(Code::Forbidden, error.to_string()),
+            WrongCredentials | UserUnknown => Self::new(Code::Unauthenticated, error.to_string()),
+            NameTaken => Self::invalid("/name", error.to_string()),
+            Busy => Self::new(Code::Overloaded, error.to_string()),
+            Issue(error) => error.into(),
+            NoId(error) => IssueError::NoId(error).into(),
+            Db(fault) => fault.into(),
+            Hashing(_) | Event(_) => {
+                tracing::error!(%error, "A login failed for a reason of our own");
+                Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")
+            }
+        }
+    }
+}
+
+impl From<TokenRefusal> for ApiError {
+    fn from(refusal: TokenRefusal) -> Self {
+        Self::new(Code::Unauthenticated, refusal.to_string())
+    }
+}
+
+impl From<IssueError> for ApiError {
+    fn from(error: IssueError) -> Self {
+        tracing::error!(%error, "Cannot issue an access token");
+        match error {
+            IssueError::NoKey | IssueError::NoId(_) => {
+                Self::new(Code::DependencyUnavailable, "No access token can be issued at the moment.")
+            }
+            IssueError::Claims(_) => {
+                Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use actix_web::App;
@@ -152,7 +195,6 @@ mod tests {
     use super::super::NewPassword;
     use super::super::tests::{Engine, Story};
     use super::*;
-    use crate::error::Code;
 
     async fn send(story: &Story, request: TestRequest) -> Result<(u16, Value), ApiError> {
         let app = App::new()

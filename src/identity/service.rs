@@ -12,7 +12,6 @@ use super::passwords::{NewPassword, PasswordFault, Passwords};
 use super::store::{self, Account, NewAccount, Provider};
 use super::{AccessToken, Caller, IssueError, Role, Roles, TokenStore, User, UserName};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
-use crate::error::{ApiError, Code};
 use crate::ids::{Ids, NodeNumberLost, UserId};
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{SharedClock, to_micros};
@@ -65,27 +64,6 @@ impl From<PasswordFault> for IdentityError {
         match fault {
             PasswordFault::Busy => Self::Busy,
             PasswordFault::Broken(_) => Self::Hashing(fault.to_string()),
-        }
-    }
-}
-
-impl From<IdentityError> for ApiError {
-    fn from(error: IdentityError) -> Self {
-        use IdentityError::{
-            Busy, Db, DevLoginDisabled, Event, Hashing, Issue, NameTaken, NoId, UserUnknown, WrongCredentials,
-        };
-        match error {
-            DevLoginDisabled => Self::new(Code::Forbidden, error.to_string()),
-            WrongCredentials | UserUnknown => Self::new(Code::Unauthenticated, error.to_string()),
-            NameTaken => Self::invalid("/name", error.to_string()),
-            Busy => Self::new(Code::Overloaded, error.to_string()),
-            Issue(error) => error.into(),
-            NoId(error) => IssueError::NoId(error).into(),
-            Db(fault) => fault.into(),
-            Hashing(_) | Event(_) => {
-                tracing::error!(%error, "A login failed for a reason of our own");
-                Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")
-            }
         }
     }
 }

@@ -21,7 +21,6 @@ use tokio::sync::Notify;
 
 use super::keys::{Key, SigningSecret};
 use super::{Caller, Roles};
-use crate::error::{ApiError, Code};
 use crate::ids::{Ids, NodeNumberLost, TokenId, UserId};
 use crate::ports::clock::{SharedClock, Timestamp};
 
@@ -267,26 +266,6 @@ impl State {
 /// The instant of a claim; what is beyond chrono's range reads as its end.
 fn from_seconds(seconds: i64) -> Timestamp {
     Timestamp::from_timestamp(seconds, 0).unwrap_or(Timestamp::MAX_UTC)
-}
-
-impl From<TokenRefusal> for ApiError {
-    fn from(refusal: TokenRefusal) -> Self {
-        Self::new(Code::Unauthenticated, refusal.to_string())
-    }
-}
-
-impl From<IssueError> for ApiError {
-    fn from(error: IssueError) -> Self {
-        tracing::error!(%error, "Cannot issue an access token");
-        match error {
-            IssueError::NoKey | IssueError::NoId(_) => {
-                Self::new(Code::DependencyUnavailable, "No access token can be issued at the moment.")
-            }
-            IssueError::Claims(_) => {
-                Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use actix_web::web::{Data, Json};
 use actix_web::{get, post};
 
-use super::model::Notification;
+use super::model::{Notification, NotificationError};
 use super::service::NotificationService;
+use crate::error::{ApiError, Code};
 use crate::http::{ApiResult, List, ListQuery, NoMembers, OptionalBody, Page, PathId};
 use crate::identity::Caller;
 use crate::ids::NotificationId;
@@ -35,4 +36,13 @@ pub(crate) async fn read(
     _: OptionalBody<NoMembers>,
 ) -> ApiResult<Json<Notification>> {
     Ok(Json(notifications.read(caller.user, id.0).await?))
+}
+
+impl From<NotificationError> for ApiError {
+    fn from(error: NotificationError) -> Self {
+        match error {
+            NotificationError::NotFound => Self::new(Code::NotFound, error.to_string()),
+            NotificationError::Db(fault) => fault.into(),
+        }
+    }
 }

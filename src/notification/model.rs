@@ -8,7 +8,6 @@ use utoipa::ToSchema;
 
 use super::events::NotificationKind;
 use crate::db::{AsDbFault, DbFault};
-use crate::error::{ApiError, Code};
 use crate::ids::{NotificationId, OrderId};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::ports::clock::{Timestamp, from_micros};
@@ -61,15 +60,6 @@ impl AsDbFault for NotificationError {
         match self {
             Self::Db(fault) => Some(fault),
             Self::NotFound => None,
-        }
-    }
-}
-
-impl From<NotificationError> for ApiError {
-    fn from(error: NotificationError) -> Self {
-        match error {
-            NotificationError::NotFound => Self::new(Code::NotFound, error.to_string()),
-            NotificationError::Db(fault) => fault.into(),
         }
     }
 }

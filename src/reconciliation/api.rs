@@ -4,8 +4,9 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpResponse, get, post};
 
-use super::model::{Difference, Reconciliation};
+use super::model::{Difference, Reconciliation, ReconciliationError};
 use super::service::ReconciliationService;
+use crate::error::{ApiError, Code};
 use crate::http::{ApiResult, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId, Staff};
 use crate::ids::{DifferenceId, ReconciliationId};
 use crate::refusals;
@@ -49,4 +50,16 @@ pub(crate) async fn apply(
     _: OptionalBody<NoMembers>,
 ) -> ApiResult<Json<Difference>> {
     Ok(Json(service.apply(id.0).await?))
+}
+
+impl From<ReconciliationError> for ApiError {
+    fn from(error: ReconciliationError) -> Self {
+        let text = error.to_string();
+        match error {
+            ReconciliationError::NotFound => Self::new(Code::NotFound, text),
+            ReconciliationError::Settled(_) => Self::new(Code::TransitionNotAllowed, text),
+            ReconciliationError::Outside(_) => Self::new(Code::DependencyUnavailable, text),
+            ReconciliationError::Db(fault) => fault.into(),
+        }
+    }
 }

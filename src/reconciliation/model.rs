@@ -8,7 +8,6 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use crate::db::{AsDbFault, DbFault};
-use crate::error::{ApiError, Code};
 use crate::ids::{DifferenceId, ReconciliationId};
 use crate::ports::clock::from_micros;
 use crate::words::words;
@@ -162,18 +161,6 @@ impl AsDbFault for ReconciliationError {
         match self {
             Self::Db(fault) => Some(fault),
             Self::NotFound | Self::Settled(_) | Self::Outside(_) => None,
-        }
-    }
-}
-
-impl From<ReconciliationError> for ApiError {
-    fn from(error: ReconciliationError) -> Self {
-        let text = error.to_string();
-        match error {
-            ReconciliationError::NotFound => Self::new(Code::NotFound, text),
-            ReconciliationError::Settled(_) => Self::new(Code::TransitionNotAllowed, text),
-            ReconciliationError::Outside(_) => Self::new(Code::DependencyUnavailable, text),
-            ReconciliationError::Db(fault) => fault.into(),
         }
     }
 }

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::changes::{Adjusted, Adjustment};
-use super::model::{Take, TakeAnswer};
+use super::model::{AdjustError, Closed, ReleaseError, Take, TakeAnswer, TakeError};
 use super::service::StockService;
-use crate::error::FieldError;
+use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
     Reason, Validate, answered, request_key, validate_reason,
@@ -109,4 +109,68 @@ pub(crate) async fn adjust_stock(
     let AdjustmentBody { delta, reason } = body.value;
     let change = Adjustment { activity: id.0, delta, reason, by: operator.0.user };
     Ok(answered(StatusCode::CREATED, stock.adjust(change, key).await?))
+}
+
+impl From<TakeError> for ApiError {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
+            TakeError::NotRunning(closed) => {
+                let detail = match closed {
+                    Closed::NotStarted => "The activity is not running.".to_owned(),
+                    Closed::TooEarly(at) => format!("The activity starts at {}.", at.to_rfc3339()),
+                    Closed::Over(at) => format!("The activity ended at {}.", at.to_rfc3339()),
+                };
+                Self::new(Code::ActivityNotRunning, detail)
+            }
+            TakeError::SoldOut => Self::new(Code::SoldOut, "All tokens of this activity are taken."),
+            TakeError::LimitReached(limit) => {
+                Self::new(Code::TakeLimitReached, format!("One user may take {limit} of this activity."))
+            }
+            TakeError::Key(refusal) => refusal.into(),
+            TakeError::Overloaded { retry_after_s } => Self::overloaded(retry_after_s),
+            TakeError::Unavailable | TakeError::NotBegun => {
+                Self::new(Code::DependencyUnavailable, "The database is not available; nothing was taken.")
+            }
+            TakeError::Unanswered => Self::unconfirmed(),
+        }
+    }
+}
+
+impl From<ReleaseError> for ApiError {
+    fn from(error: ReleaseError) -> Self {
+        match error {
+            ReleaseError::NotFound => Self::new(Code::NotFound, "There is no take with this id."),
+            ReleaseError::Used => {
+                Self::new(Code::TransitionNotAllowed, "The take was used; its token cannot be given back.")
+            }
+            ReleaseError::Ordered => {
+                Self::new(Code::TransitionNotAllowed, "The take has an order: cancel or refund that one.")
+            }
+            ReleaseError::Key(refusal) => refusal.into(),
+            ReleaseError::Db(fault) => fault.into(),
+        }
+    }
+}
+
+impl From<AdjustError> for ApiError {
+    fn from(error: AdjustError) -> Self {
+        match error {
+            AdjustError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
+            AdjustError::Closed => Self::new(
+                Code::TransitionNotAllowed,
+                "The activity is closed; reopen it to change its stock.",
+            ),
+            AdjustError::Insufficient { free } => Self::new(
+                Code::StockInsufficient,
+                format!("Only {free} tokens are free; what is sold cannot be withdrawn."),
+            ),
+            AdjustError::OutOfRange(total) => Self::invalid(
+                "/delta",
+                format!("the stock would be {total}; it must stay between 0 and {}", i32::MAX),
+            ),
+            AdjustError::Key(refusal) => refusal.into(),
+            AdjustError::Db(fault) => fault.into(),
+        }
+    }
 }

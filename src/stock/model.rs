@@ -6,7 +6,6 @@ use utoipa::ToSchema;
 
 use crate::actors::batching::Unserved;
 use crate::db::{AsDbFault, DbFault};
-use crate::error::{ApiError, Code};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{ActivityId, TakeId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
@@ -128,32 +127,6 @@ impl From<Unserved> for TakeError {
     }
 }
 
-impl From<TakeError> for ApiError {
-    fn from(error: TakeError) -> Self {
-        match error {
-            TakeError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
-            TakeError::NotRunning(closed) => {
-                let detail = match closed {
-                    Closed::NotStarted => "The activity is not running.".to_owned(),
-                    Closed::TooEarly(at) => format!("The activity starts at {}.", at.to_rfc3339()),
-                    Closed::Over(at) => format!("The activity ended at {}.", at.to_rfc3339()),
-                };
-                Self::new(Code::ActivityNotRunning, detail)
-            }
-            TakeError::SoldOut => Self::new(Code::SoldOut, "All tokens of this activity are taken."),
-            TakeError::LimitReached(limit) => {
-                Self::new(Code::TakeLimitReached, format!("One user may take {limit} of this activity."))
-            }
-            TakeError::Key(refusal) => refusal.into(),
-            TakeError::Overloaded { retry_after_s } => Self::overloaded(retry_after_s),
-            TakeError::Unavailable | TakeError::NotBegun => {
-                Self::new(Code::DependencyUnavailable, "The database is not available; nothing was taken.")
-            }
-            TakeError::Unanswered => Self::unconfirmed(),
-        }
-    }
-}
-
 /// Why a take keeps its token.
 #[derive(Debug, Error)]
 pub enum ReleaseError {
@@ -174,22 +147,6 @@ impl AsDbFault for ReleaseError {
         match self {
             Self::Db(fault) => Some(fault),
             Self::NotFound | Self::Used | Self::Ordered | Self::Key(_) => None,
-        }
-    }
-}
-
-impl From<ReleaseError> for ApiError {
-    fn from(error: ReleaseError) -> Self {
-        match error {
-            ReleaseError::NotFound => Self::new(Code::NotFound, "There is no take with this id."),
-            ReleaseError::Used => {
-                Self::new(Code::TransitionNotAllowed, "The take was used; its token cannot be given back.")
-            }
-            ReleaseError::Ordered => {
-                Self::new(Code::TransitionNotAllowed, "The take has an order: cancel or refund that one.")
-            }
-            ReleaseError::Key(refusal) => refusal.into(),
-            ReleaseError::Db(fault) => fault.into(),
         }
     }
 }
@@ -220,28 +177,6 @@ impl AsDbFault for AdjustError {
             | Self::Insufficient { .. }
             | Self::OutOfRange(_)
             | Self::Key(_) => None,
-        }
-    }
-}
-
-impl From<AdjustError> for ApiError {
-    fn from(error: AdjustError) -> Self {
-        match error {
-            AdjustError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
-            AdjustError::Closed => Self::new(
-                Code::TransitionNotAllowed,
-                "The activity is closed; reopen it to change its stock.",
-            ),
-            AdjustError::Insufficient { free } => Self::new(
-                Code::StockInsufficient,
-                format!("Only {free} tokens are free; what is sold cannot be withdrawn."),
-            ),
-            AdjustError::OutOfRange(total) => Self::invalid(
-                "/delta",
-                format!("the stock would be {total}; it must stay between 0 and {}", i32::MAX),
-            ),
-            AdjustError::Key(refusal) => refusal.into(),
-            AdjustError::Db(fault) => fault.into(),
         }
     }
 }

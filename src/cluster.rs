@@ -259,6 +259,7 @@ fn lease_micros() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::testing;
     use crate::ports::clock::SystemClock;
 
     #[test]
@@ -274,12 +275,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_number_belongs_to_one_node_until_its_lease_has_run_out() {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", directory.path().join("shop.db").display());
-        let runtime = Handle::current();
-        let settings = db::DatabaseSettings::new(&url.into()).unwrap();
-        let db = Database::connect(settings, runtime.clone()).await.unwrap();
-        db.migrate().await.unwrap();
+        let ((_place, db), runtime) = (testing::fresh().await, Handle::current());
         let join = async |membership| Cluster::join(&db, membership, &SystemClock, &runtime).await.unwrap();
         let (first, second, alone) =
             (join(Membership::Shared).await, join(Membership::Shared).await, join(Membership::Alone).await);

@@ -212,18 +212,13 @@ pub const LOG: Log = Log {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
-    use crate::db::DatabaseSettings;
+    use crate::db::testing;
     use crate::ports::clock::ManualClock;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_answer_is_given_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}/t.db", directory.path().display()).into();
-        let settings = DatabaseSettings::new(&url).unwrap();
-        let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+        let (_place, db) = testing::fresh().await;
         let clock: SharedClock = std::sync::Arc::new(ManualClock::new(chrono::DateTime::UNIX_EPOCH));
         let key = RequestKey::new(UserId(1), "POST /x", "k", [0; 32]);
         let ask = || once::<u32, TestError, _, _>(&db, &clock, Some(key), 201, |_| async { Ok(7) });

@@ -8,13 +8,12 @@ use chrono::TimeDelta;
 use futures_util::future::join_all;
 use sea_orm::{ActiveValue::Set, EntityTrait, QueryOrder};
 use serde_json::Value;
-use tempfile::TempDir;
-use tokio::runtime::Handle;
 
 use super::machine::{Event, State};
 use super::model::*;
 use super::*;
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{self, TestDatabase};
+use crate::db::{Database, DbFault};
 use crate::idempotency::{Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, GoodsId, Ids, UserId};
 use crate::ports::clock::{ManualClock, Timestamp};
@@ -27,7 +26,7 @@ pub(crate) const END: Timestamp = Timestamp::from_timestamp(1_800_003_600, 0).ex
 
 /// A database, a clock and the service over both.
 pub(crate) struct Story {
-    _directory: TempDir,
+    _place: TestDatabase,
     pub(crate) db: Database,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) activities: ActivityService,
@@ -37,11 +36,7 @@ pub(crate) struct Story {
 impl Story {
     /// Begins a day before the activities of [`draft`] start.
     pub(crate) async fn begin() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", directory.path().join("activity.db").display());
-        let settings = DatabaseSettings::new(&url.into()).unwrap();
-        let db = Database::connect(settings, Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+        let (place, db) = testing::fresh().await;
         let clock = Arc::new(ManualClock::new(START - TimeDelta::days(1)));
         let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
         let told = Arc::new(AtomicUsize::new(0));
@@ -51,7 +46,7 @@ impl Story {
         });
         let activities =
             ActivityService::new(db.clone(), clock.clone(), ids, "CNY".parse().unwrap(), on_change);
-        Self { _directory: directory, db, clock, activities, told }
+        Self { _place: place, db, clock, activities, told }
     }
 
     pub(crate) async fn create(&self) -> ActivityId {

@@ -1,5 +1,4 @@
-//! Goods sold to orders, each story on a new database of every kind there is: `tests/run` starts them all, a plain
-//! `cargo test` has SQLite only.
+//! Goods sold to orders, each story on a new database of every kind there is. `tests/run` starts them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +7,7 @@ use entities::{goods_ledger, orders};
 use futures_util::future::{join, join_all};
 use rstest::rstest;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder};
-use tempfile::TempDir;
+use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use tokio::runtime::Handle;
 
 use super::model::{Adjustment, CatalogError, Description, Edit, Name, NewGoods, Price, State, Stock};
@@ -17,7 +15,8 @@ use super::reconcile::GoodsAgainstLedger;
 use super::returns::{give_back, group};
 use super::{CatalogService, ReserveError, store};
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{Engine, TestDatabase, fresh_on};
+use crate::db::{Database, DbFault};
 use crate::idempotency::Answered;
 use crate::ids::{GoodsId, Ids, OrderId, UserId};
 use crate::messaging::consumer::Effect;
@@ -28,16 +27,8 @@ use Engine::{MariaDb, Postgres, Sqlite};
 
 const OPERATOR: UserId = UserId(1);
 
-#[derive(Debug, Clone, Copy)]
-enum Engine {
-    Sqlite,
-    Postgres,
-    MariaDb,
-}
-
 struct Story {
-    _directory: TempDir,
-    settings: DatabaseSettings,
+    _place: TestDatabase,
     db: Database,
     clock: Arc<ManualClock>,
     ids: Ids,
@@ -45,21 +36,12 @@ struct Story {
 }
 
 impl Story {
-    /// None if `engine` was not started for us.
-    async fn begin(engine: Engine) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let url = match engine {
-            Sqlite => format!("sqlite://{}", directory.path().join("catalog.db").display()),
-            Postgres => new_database("TOMBOLA_TEST_POSTGRES_URL").await?,
-            MariaDb => new_database("TOMBOLA_TEST_MARIADB_URL").await?,
-        };
-        let settings = DatabaseSettings::new(&url.into()).unwrap();
-        let db = Database::connect(settings.clone(), Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+    async fn begin(engine: Engine) -> Self {
+        let (place, db) = fresh_on(engine).await;
         let clock = Arc::new(ManualClock::new(Timestamp::from_timestamp(1_800_000_000, 0).unwrap()));
         let ids = Ids::new(1, clock.as_ref(), Duration::from_secs(600));
         let catalog = node(&db, &ids, &clock);
-        Some(Self { _directory: directory, settings, db, clock, ids, catalog })
+        Self { _place: place, db, clock, ids, catalog }
     }
 
     async fn goods(&self, stock_total: i32) -> GoodsId {
@@ -148,16 +130,6 @@ fn node(db: &Database, ids: &Ids, clock: &Arc<ManualClock>) -> CatalogService {
     CatalogService::new(db.clone(), ids.clone(), clock.clone(), "CNY".parse().unwrap(), settings)
 }
 
-/// The URL of a new database on the server that the environment variable names.
-async fn new_database(server: &str) -> Option<String> {
-    let server = std::env::var(server).ok()?;
-    let name = format!("catalog_{}", uuid::Uuid::now_v7().simple());
-    let connection = sea_orm::Database::connect(&server).await.unwrap();
-    connection.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
-    connection.close().await.unwrap();
-    Some(format!("{}/{name}", server.rsplit_once('/').unwrap().0))
-}
-
 fn draft(id: OrderId) -> orders::ActiveModel {
     orders::ActiveModel {
         id: Set(id.0),
@@ -190,12 +162,9 @@ const INSUFFICIENT: fn(i32) -> Result<(), ReserveError> =
 
 /// the last unit can be sold. Who wants more than is left goes empty, who is behind and wants less does not.
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn the_last_unit_is_sold(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn the_last_unit_is_sold(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
     let goods = story.goods(5).await;
     let orders = story.orders(4).await;
     let wishes = orders.iter().zip([3, 3, 2, 1]);
@@ -210,12 +179,9 @@ async fn the_last_unit_is_sold(#[case] engine: Engine) {
 }
 
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn an_order_gets_its_units_once(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn an_order_gets_its_units_once(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
     let (goods, other) = (story.goods(3).await, story.goods(3).await);
     let order = story.order().await;
     let again = node(&story.db, &story.ids, &story.clock);
@@ -235,12 +201,9 @@ async fn an_order_gets_its_units_once(#[case] engine: Engine) {
 
 /// A step of the saga never happens behind its order's back.
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn only_drafts_get_units(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn only_drafts_get_units(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
     let goods = story.goods(3).await;
     let (order, nobody): (_, OrderId) = (story.order().await, story.ids.next().unwrap());
     story.becomes(order, "invalid").await;
@@ -258,12 +221,9 @@ async fn only_drafts_get_units(#[case] engine: Engine) {
 
 /// what was taken comes back, all of it, once, and nothing else does.
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn what_an_order_held_comes_back_once(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn what_an_order_held_comes_back_once(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
     let (tea, cups) = (story.goods(10).await, story.goods(10).await);
     let orders = story.orders(3).await;
     let [both, one, none] = orders[..] else { unreachable!("three") };
@@ -294,13 +254,12 @@ async fn what_an_order_held_comes_back_once(#[case] engine: Engine) {
 
 /// R5: a transaction that was given up may still be on its way; nobody is answered before it is known what it did.
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn a_batch_of_unknown_outcome_is_resolved_before_it_is_answered(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
-    let mut settings = story.settings.clone();
+async fn a_batch_of_unknown_outcome_is_resolved_before_it_is_answered(
+    #[values(Sqlite, Postgres, MariaDb)] engine: Engine,
+) {
+    let story = Story::begin(engine).await;
+    let mut settings = story.db.settings().clone();
     settings.deadline = Duration::from_millis(400);
     let impatient = Database::connect(settings, Handle::current()).await.unwrap();
     let catalog = node(&impatient, &story.ids, &story.clock);
@@ -329,12 +288,9 @@ async fn a_batch_of_unknown_outcome_is_resolved_before_it_is_answered(#[case] en
 
 /// two nodes sell, an operator adds and withdraws, orders give back; in the end every unit is where it belongs.
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn stock_is_exact_while_two_nodes_sell(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn stock_is_exact_while_two_nodes_sell(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
     let goods = story.goods(100).await;
     let other = node(&story.db, &story.ids, &story.clock);
     let orders = story.orders(120).await;
@@ -385,15 +341,12 @@ async fn stock_is_exact_while_two_nodes_sell(#[case] engine: Engine) {
 
 /// what the event says is what the ledger knows, so nothing of it can be misread.
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn events_of_orders_bring_units_back(#[case] engine: Engine) {
+async fn events_of_orders_bring_units_back(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
     const CANCELLED: &str = include_str!("../../tests/fixtures/events/order.cancelled.v1.json");
     const REFUNDED: &str = include_str!("../../tests/fixtures/events/order.refunded.v1.json");
     const ORDER: &str = "117546623994691586";
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let Effect::Inside(handler) = group(story.ids.clone(), story.clock.clone()).effect else {
         unreachable!()
     };
@@ -422,12 +375,9 @@ async fn events_of_orders_bring_units_back(#[case] engine: Engine) {
 }
 
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn an_adjustment_is_known_at_once(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn an_adjustment_is_known_at_once(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
     let goods = story.goods(0).await;
     let orders = story.orders(3).await;
     assert_eq!(story.catalog.reserve(orders[0], goods, 1).await, INSUFFICIENT(0));
@@ -442,12 +392,11 @@ async fn an_adjustment_is_known_at_once(#[case] engine: Engine) {
 }
 
 #[rstest]
-#[case::sqlite(Sqlite)]
-#[case::postgres(Postgres)]
-#[case::mariadb(MariaDb)]
 #[actix_web::test]
-async fn a_difference_from_the_ledger_is_found_and_mended(#[case] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+async fn a_difference_from_the_ledger_is_found_and_mended(
+    #[values(Sqlite, Postgres, MariaDb)] engine: Engine,
+) {
+    let story = Story::begin(engine).await;
     let goods = story.goods(10).await;
     story.catalog.reserve(story.order().await, goods, 4).await.unwrap();
     let breaking = story.db.transaction::<_, DbFault, _, _>(move |tx| async move {

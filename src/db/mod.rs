@@ -8,6 +8,8 @@
 pub mod bulk;
 mod connect;
 mod fault;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tx;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -193,8 +193,9 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::super::NewPassword;
-    use super::super::tests::{Engine, Story};
+    use super::super::tests::Story;
     use super::*;
+    use crate::db::testing::Engine;
 
     async fn send(story: &Story, request: TestRequest) -> Result<(u16, Value), ApiError> {
         let app = App::new()
@@ -224,7 +225,7 @@ mod tests {
 
     #[actix_web::test]
     async fn a_session_begins_and_ends() {
-        let story = Story::begin(Engine::Sqlite).await.unwrap();
+        let story = Story::begin(Engine::Sqlite).await;
         let (status, session) = post(&story, json!({"provider": "dev", "name": "alice"})).await.unwrap();
         assert_eq!(status, 201);
         assert_eq!(session["token_type"], "Bearer");
@@ -252,7 +253,7 @@ mod tests {
 
     #[actix_web::test]
     async fn a_login_that_cannot_be_is_refused() {
-        let story = Story::begin(Engine::Sqlite).await.unwrap();
+        let story = Story::begin(Engine::Sqlite).await;
         let password = NewPassword::parse("correct horse".into()).unwrap();
         let olga = UserName::parse("olga").unwrap();
         story.identity.add_user(&olga, Role::Operator.into(), password).await.unwrap();
@@ -288,7 +289,7 @@ mod tests {
 
     #[actix_web::test]
     async fn a_dev_login_that_is_switched_off_says_what_to_set() {
-        let story = Story::begin(Engine::Sqlite).await.unwrap().without_dev_login();
+        let story = Story::begin(Engine::Sqlite).await.without_dev_login();
         let refusal = post(&story, json!({"provider": "dev", "name": "alice"})).await.unwrap_err();
         assert_eq!(refusal.code, Code::Forbidden);
         assert!(refusal.detail.contains("auth.dev_login"), "{refusal}");

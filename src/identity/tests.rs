@@ -1,5 +1,4 @@
-//! Stories of users and sessions, each on a new database of every kind there is: `tests/run` starts them all, a plain
-//! `cargo test` has SQLite only.
+//! Stories of users and sessions, each on a new database of every kind there is. `tests/run` starts them.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,12 +7,11 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use futures_util::{TryStreamExt, future};
 use rstest::rstest;
-use sea_orm::{ConnectionTrait, EntityTrait, PaginatorTrait};
-use tempfile::TempDir;
-use tokio::runtime::Handle;
+use sea_orm::{EntityTrait, PaginatorTrait};
 
 use super::*;
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{Engine, TestDatabase, fresh_on};
+use crate::db::{Database, DbFault};
 use crate::ids::{Ids, UserId};
 use crate::ports::clock::{ManualClock, Timestamp};
 use crate::wallet::{Ledger, WalletService};
@@ -21,15 +19,8 @@ use Engine::{MariaDb, Postgres, Sqlite};
 
 const TTL: Duration = Duration::from_secs(900);
 
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Engine {
-    Sqlite,
-    Postgres,
-    MariaDb,
-}
-
 pub(super) struct Story {
-    _directory: TempDir,
+    _place: TestDatabase,
     db: Database,
     clock: Arc<ManualClock>,
     pub(super) identity: IdentityService,
@@ -37,22 +28,13 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// None if `engine` was not started for us.
-    pub(super) async fn begin(engine: Engine) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let url = match engine {
-            Sqlite => format!("sqlite://{}", directory.path().join("identity.db").display()),
-            Postgres => new_database("TOMBOLA_TEST_POSTGRES_URL").await?,
-            MariaDb => new_database("TOMBOLA_TEST_MARIADB_URL").await?,
-        };
-        let settings = DatabaseSettings::new(&url.into()).unwrap();
-        let db = Database::connect(settings, Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+    pub(super) async fn begin(engine: Engine) -> Self {
+        let (place, db) = fresh_on(engine).await;
         let clock = Arc::new(ManualClock::new(Timestamp::from_timestamp(1_800_000_000, 0).unwrap()));
         let tokens = node(&db, &clock, 1).await;
         let ids = Ids::new(2, clock.as_ref(), Duration::from_secs(600));
         let identity = IdentityService::new(db.clone(), tokens.clone(), TTL, true, clock.clone(), ids);
-        Some(Self { _directory: directory, db, clock, identity, tokens })
+        Self { _place: place, db, clock, identity, tokens }
     }
 
     pub(super) fn wallets(&self) -> WalletService {
@@ -67,16 +49,6 @@ impl Story {
         self.identity = IdentityService::new(db, tokens, TTL, false, clock, ids);
         self
     }
-}
-
-/// The URL of a new database on the server that the environment variable names.
-async fn new_database(server: &str) -> Option<String> {
-    let server = std::env::var(server).ok()?;
-    let name = format!("identity_{}", uuid::Uuid::now_v7().simple());
-    let connection = sea_orm::Database::connect(&server).await.unwrap();
-    connection.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();
-    connection.close().await.unwrap();
-    Some(format!("{}/{name}", server.rsplit_once('/').unwrap().0))
 }
 
 /// Another node's view of the same keys and revocations.
@@ -96,7 +68,7 @@ fn customer() -> Roles {
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn of_twenty_concurrent_logins_one_is_the_first(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let logins = (0..20).map(|_| {
         let identity = story.identity.clone();
         tokio::spawn(async move { identity.dev_login(name("alice"), customer()).await.unwrap() })
@@ -125,7 +97,7 @@ async fn of_twenty_concurrent_logins_one_is_the_first(#[values(Sqlite, Postgres,
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dev_login_says_what_the_user_may_do(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let first = story.identity.dev_login(name("alice"), customer()).await.unwrap();
     let operator = Roles::from_iter([Role::Customer, Role::Operator]);
     let second = story.identity.dev_login(name("alice"), operator).await.unwrap();
@@ -139,7 +111,7 @@ async fn a_dev_login_says_what_the_user_may_do(#[values(Sqlite, Postgres, MariaD
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_logs_in_with_a_password(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let identity = &story.identity;
     let password = || NewPassword::parse("correct horse".into()).unwrap();
     let added = identity.add_user(&name("olga"), Role::Operator.into(), password()).await.unwrap();
@@ -163,7 +135,7 @@ async fn an_operator_logs_in_with_a_password(#[values(Sqlite, Postgres, MariaDb)
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_logout_ends_the_session_on_every_node(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let elsewhere = node(&story.db, &story.clock, 4).await;
     let session = story.identity.dev_login(name("alice"), customer()).await.unwrap();
     let other = story.identity.dev_login(name("alice"), customer()).await.unwrap();
@@ -181,7 +153,7 @@ async fn a_logout_ends_the_session_on_every_node(#[values(Sqlite, Postgres, Mari
 #[rstest]
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_rotate_without_refusing_anyone(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let elsewhere = node(&story.db, &story.clock, 4).await;
     let issue = |store: &TokenStore| store.tokens().issue(UserId(1), customer(), TTL).unwrap().token;
     let kid = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid;
@@ -207,7 +179,7 @@ async fn keys_rotate_without_refusing_anyone(#[values(Sqlite, Postgres, MariaDb)
 async fn a_token_of_an_unknown_key_makes_the_node_look_at_once(
     #[values(Sqlite, Postgres, MariaDb)] engine: Engine,
 ) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let elsewhere = node(&story.db, &story.clock, 4).await;
     let keeper = elsewhere.clone();
     let keeping = tokio::spawn(async move { keeper.keep_fresh().await });
@@ -229,7 +201,7 @@ async fn a_token_of_an_unknown_key_makes_the_node_look_at_once(
 async fn minted_customers_exist_and_their_tokens_are_good(
     #[values(Sqlite, Postgres, MariaDb)] engine: Engine,
 ) {
-    let Some(story) = Story::begin(engine).await else { return };
+    let story = Story::begin(engine).await;
     let portions = story.identity.mint_customers(2_500, TTL);
     let tokens = portions.try_concat().await.unwrap();
     assert_eq!(tokens.len(), 2_500);

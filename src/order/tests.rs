@@ -9,13 +9,13 @@ use chrono::TimeDelta;
 use entities::{order_event, orders, outbox, payment, refund};
 use proptest::prelude::*;
 use sea_orm::{EntityTrait, IntoActiveModel, QueryOrder};
-use secrecy::SecretString;
 
 use super::machine::{Command, Decision, State, Status, decide};
 use super::model::{Amounts, Cause, Kind, Order};
 use super::store::{self, Advanced, Policy, Step, StepRefusal};
 use crate::db::bulk::Script;
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{self, TestDatabase};
+use crate::db::{Database, DbFault};
 use crate::ids::{Ids, OrderId, PaymentId, RefundId, UserId};
 use crate::payment::model::RefundState;
 use crate::payment::refund as refunds;
@@ -80,6 +80,7 @@ struct Written {
 }
 
 struct Shop {
+    _place: TestDatabase,
     db: Database,
     ids: Ids,
     now: Timestamp,
@@ -89,11 +90,8 @@ struct Shop {
 }
 
 impl Shop {
-    async fn open(directory: &std::path::Path) -> Self {
-        let url = SecretString::from(format!("sqlite://{}/t.db", directory.display()));
-        let settings = DatabaseSettings::new(&url).unwrap();
-        let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+    async fn open() -> Self {
+        let (place, db) = testing::fresh().await;
         let ids = Ids::new(0, &SystemClock, Duration::from_secs(600));
         let drafts: Vec<Order> = (1..=ORDERS).map(draft).collect();
         let expected = drafts
@@ -111,7 +109,7 @@ impl Shop {
         });
         inserting.await.unwrap();
         let (captured, going_back) = (BTreeSet::new(), BTreeSet::new());
-        Self { db, ids, now: START, expected, captured, going_back }
+        Self { _place: place, db, ids, now: START, expected, captured, going_back }
     }
 
     async fn advance(&self, steps: Vec<Step>) -> Vec<Result<Advanced, StepRefusal>> {
@@ -311,8 +309,7 @@ fn draft(id: i64) -> Order {
 }
 
 async fn play(events: Vec<Event>) {
-    let directory = tempfile::tempdir().unwrap();
-    let mut shop = Shop::open(directory.path()).await;
+    let mut shop = Shop::open().await;
     for event in events {
         match event {
             Event::Together(steps) => shop.together(steps).await,

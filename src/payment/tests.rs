@@ -6,11 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{NaiveDate, TimeDelta};
 use sea_orm::ConnectionTrait;
-use secrecy::SecretString;
 
 use super::PaymentService;
 use super::reconcile_gateway::GatewayAgainstPayments;
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{self, TestDatabase};
+use crate::db::{Database, DbFault};
 use crate::ids::{Ids, PaymentId, RefundId};
 use crate::order::store::Policy;
 use crate::ports::clock::{ManualClock, SharedClock, Timestamp, to_micros};
@@ -87,6 +87,7 @@ impl PaymentGateway for Fake {
 }
 
 struct Books {
+    _place: TestDatabase,
     db: Database,
     clock: Arc<ManualClock>,
     gateway: Arc<Fake>,
@@ -94,11 +95,8 @@ struct Books {
 }
 
 impl Books {
-    async fn open(directory: &std::path::Path) -> Self {
-        let url = SecretString::from(format!("sqlite://{}", directory.join("tombola.db").display()));
-        let settings = DatabaseSettings::new(&url).unwrap();
-        let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+    async fn open() -> Self {
+        let (place, db) = testing::fresh().await;
         // Noon in Beijing on the second of June.
         let clock = Arc::new(ManualClock::new(at("2026-06-02T04:00:00Z")));
         let (shared, gateway): (SharedClock, _) = (clock.clone(), Arc::new(Fake::default()));
@@ -108,7 +106,7 @@ impl Books {
         let payments = PaymentService::new(db.clone(), ids, shared.clone(), gateways, policy, None);
         let comparison =
             GatewayAgainstPayments { db: db.clone(), clock: shared, payments, gateway: gateway.clone() };
-        Self { db, clock, gateway, comparison }
+        Self { _place: place, db, clock, gateway, comparison }
     }
 
     async fn execute(&self, sql: String) {
@@ -178,8 +176,7 @@ impl Books {
 
 #[tokio::test]
 async fn a_statement_is_compared_line_by_line() {
-    let directory = tempfile::tempdir().unwrap();
-    let books = Books::open(directory.path()).await;
+    let books = Books::open().await;
     for (id, state) in
         [(2, "succeeded"), (4, "succeeded"), (6, "pending"), (8, "succeeded"), (10, "succeeded")]
     {
@@ -222,8 +219,7 @@ async fn a_statement_is_compared_line_by_line() {
 
 #[tokio::test]
 async fn what_a_statement_lacks_is_asked_for() {
-    let directory = tempfile::tempdir().unwrap();
-    let books = Books::open(directory.path()).await;
+    let books = Books::open().await;
     for id in [1, 2, 4] {
         books.payment(id, "succeeded").await;
     }

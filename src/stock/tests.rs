@@ -4,7 +4,6 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
-use secrecy::SecretString;
 
 use super::ThisNode;
 use super::blocks;
@@ -13,7 +12,8 @@ use super::model::{AdjustError, Take, TakeState};
 use super::release::release;
 use super::store::{Batch, CommitError, commit};
 use super::window::{HeldBlock, TokenWindow};
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{self, TestDatabase};
+use crate::db::{Database, DbFault};
 use crate::ids::{ActivityId, Ids, TakeId, UserId};
 use crate::ports::clock::{Clock, SystemClock, to_micros};
 
@@ -47,6 +47,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 struct Drum {
+    _place: TestDatabase,
     db: Database,
     ids: Ids,
     windows: [TokenWindow; 2],
@@ -56,11 +57,8 @@ struct Drum {
 }
 
 impl Drum {
-    async fn new(directory: &std::path::Path, seed: u64) -> Self {
-        let url = SecretString::from(format!("sqlite://{}/t.db", directory.display()));
-        let settings = DatabaseSettings::new(&url).unwrap();
-        let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+    async fn new(seed: u64) -> Self {
+        let (place, db) = testing::fresh().await;
         let ids = Ids::new(0, &SystemClock, std::time::Duration::from_secs(600));
         let makes = ids.clone();
         db.transaction::<_, DbFault, _, _>(move |tx| {
@@ -90,7 +88,7 @@ impl Drum {
         .await
         .unwrap();
         let rng = rand::rngs::SmallRng::seed_from_u64(seed);
-        Self { db, ids, windows: Default::default(), users: 0, rng, stale: 0 }
+        Self { _place: place, db, ids, windows: Default::default(), users: 0, rng, stale: 0 }
     }
 
     async fn activity(&self) -> entities::activity::Model {
@@ -235,8 +233,7 @@ impl Drum {
 }
 
 async fn play(steps: Vec<Step>, seed: u64) {
-    let directory = tempfile::tempdir().unwrap();
-    let mut drum = Drum::new(directory.path(), seed).await;
+    let mut drum = Drum::new(seed).await;
     for step in steps {
         match step {
             Step::Claim(node) => drop(drum.claim(node).await),

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sea_orm::EntityTrait;
-use secrecy::SecretString;
 
 use super::model::{Adjustment, WalletError};
 use super::points::Earning;
 use super::reconcile::AccountsAgainstEntries;
 use super::{Account, Ledger};
-use crate::db::{Database, DatabaseSettings, DbFault};
+use crate::db::testing::{self, TestDatabase};
+use crate::db::{Database, DbFault};
 use crate::ids::{Ids, OrderId, UserId};
 use crate::ports::clock::{Clock, SystemClock};
 use crate::reconciliation::Comparison;
@@ -51,19 +51,17 @@ struct Model {
 }
 
 struct Shop {
+    _place: TestDatabase,
     db: Database,
     ledger: Ledger,
     model: Model,
 }
 
 impl Shop {
-    async fn new(directory: &std::path::Path) -> Self {
-        let url = SecretString::from(format!("sqlite://{}/t.db", directory.display()));
-        let settings = DatabaseSettings::new(&url).unwrap();
-        let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
-        db.migrate().await.unwrap();
+    async fn new() -> Self {
+        let (place, db) = testing::fresh().await;
         let ids = Ids::new(0, &SystemClock, Duration::from_secs(600));
-        Self { db, ledger: Ledger::new(ids, "CNY".parse().unwrap()), model: Model::default() }
+        Self { _place: place, db, ledger: Ledger::new(ids, "CNY".parse().unwrap()), model: Model::default() }
     }
 
     fn balance(&mut self, user: i64) -> &mut i64 {
@@ -169,8 +167,7 @@ impl Shop {
 }
 
 async fn play(steps: Vec<Step>) {
-    let directory = tempfile::tempdir().unwrap();
-    let mut shop = Shop::new(directory.path()).await;
+    let mut shop = Shop::new().await;
     for step in steps {
         match step {
             Step::Pay(order, user, minor) => shop.pay(order, user, minor).await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::{join, join_all};
 
 use super::*;
-use crate::db::{Database, DatabaseSettings};
+use crate::db::testing::{self, TestDatabase};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
@@ -61,17 +61,14 @@ impl Engine for Toy {
 }
 
 struct Toys {
-    _directory: tempfile::TempDir,
+    _place: TestDatabase,
     front: Batcher<Toy>,
     rested: Arc<AtomicU32>,
 }
 
 impl Toys {
     async fn new(passivate_after: Duration) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}/t.db", directory.path().display()).into();
-        let settings = DatabaseSettings::new(&url).unwrap();
-        let db = Database::connect(settings, tokio::runtime::Handle::current()).await.unwrap();
+        let (place, db) = testing::fresh().await;
         let settings = BatchSettings {
             max_batch: 8,
             admission: AdmissionLimits {
@@ -85,7 +82,7 @@ impl Toys {
         let rested = Arc::new(AtomicU32::new(0));
         let counter = rested.clone();
         let front = Batcher::new(db, settings, move |_, _| Toy { notices: 0, rested: counter.clone() });
-        Self { _directory: directory, front, rested }
+        Self { _place: place, front, rested }
     }
 
     async fn have_rested(&self, times: u32) {

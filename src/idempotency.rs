@@ -4,11 +4,11 @@
 //! "running" to get stuck in. A twin that arrives meanwhile waits for that transaction and then sees its answer. Only
 //! effects are kept: a refusal changed nothing, so its repeat is judged anew.
 
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use sea_orm::ConnectionTrait;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::db::bulk::{Column, Rows, Script};
+use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::error::{ApiError, Code};
 use crate::ids::UserId;
@@ -122,22 +122,11 @@ where
 
 /// Claims `key` for the open transaction, or tells what was answered earlier under its id.
 async fn claim(tx: &Tx, key: &RequestKey, now: i64) -> Result<Option<(RequestKey, Answer)>, DbFault> {
-    // MySQL's ON DUPLICATE KEY UPDATE would count the untouched row as affected (CLIENT_FOUND_ROWS is on).
-    let sql = match tx.get_database_backend() {
-        DbBackend::Postgres => {
-            "INSERT INTO idempotency (id, fingerprint, status, body, created_at) VALUES ($1, $2, 0, '', $3) \
-             ON CONFLICT DO NOTHING"
-        }
-        DbBackend::MySql => {
-            "INSERT IGNORE INTO idempotency (id, fingerprint, status, body, created_at) VALUES (?, ?, 0, '', ?)"
-        }
-        _ => {
-            "INSERT INTO idempotency (id, fingerprint, status, body, created_at) VALUES (?, ?, 0, '', ?) \
-             ON CONFLICT DO NOTHING"
-        }
-    };
+    const CLAIM: &str =
+        "INTO idempotency (id, fingerprint, status, body, created_at) VALUES (?, ?, 0, '', ?)";
+    let backend = tx.get_database_backend();
     let values = [key.id.to_vec().into(), key.fingerprint.to_vec().into(), now.into()];
-    let insert = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
+    let insert = bulk::statement(backend, &bulk::insert_if_absent(backend, CLAIM), values);
     if tx.execute_raw(insert).await?.rows_affected() == 1 {
         return Ok(None);
     }

@@ -151,6 +151,25 @@ pub fn select_for_update(backend: DbBackend, table: &str, key: &str, named: &str
     }
 }
 
+/// The template of an INSERT that leaves out what is there already: `insert_if_absent(backend, "INTO take (id) VALUES (?)")`.
+/// It touches the rows that it inserted. Rows come by a SELECT with a WHERE.
+pub fn insert_if_absent(backend: DbBackend, into: &str) -> String {
+    match backend {
+        // ON DUPLICATE KEY UPDATE would count a row that stays as it is as touched (CLIENT_FOUND_ROWS is on).
+        DbBackend::MySql => format!("INSERT IGNORE {into}"),
+        // Without a WHERE before it, SQLite takes ON for the condition of a join.
+        _ => format!("INSERT {into} ON CONFLICT DO NOTHING"),
+    }
+}
+
+/// What a CAST calls an `i64`; sums have another type, each database its own.
+pub fn integer(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::MySql => "SIGNED",
+        _ => "BIGINT",
+    }
+}
+
 /// Appends `template` to `sql`, and what its placeholders stand for to `values`.
 fn render(
     backend: DbBackend,

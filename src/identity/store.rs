@@ -2,12 +2,10 @@
 
 use entities::users;
 use sea_orm::sea_query::Expr;
-use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, Statement,
-};
+use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
 
 use super::{Roles, User};
-use crate::db::DbFault;
+use crate::db::{DbFault, bulk};
 use crate::ids::UserId;
 
 /// Who vouches for a user.
@@ -115,20 +113,9 @@ pub(super) async fn insert_if_absent(
     connection: &impl ConnectionTrait,
     account: NewAccount,
 ) -> Result<(), DbFault> {
+    const INSERT: &str =
+        "INTO users (id, provider, subject, name, roles, created_at) VALUES (?, ?, ?, ?, ?, ?)";
     let backend = connection.get_database_backend();
-    let sql = match backend {
-        DbBackend::Postgres => {
-            "INSERT INTO users (id, provider, subject, name, roles, created_at) VALUES ($1, $2, $3, $4, $5, $6) \
-             ON CONFLICT DO NOTHING"
-        }
-        DbBackend::MySql => {
-            "INSERT IGNORE INTO users (id, provider, subject, name, roles, created_at) VALUES (?, ?, ?, ?, ?, ?)"
-        }
-        _ => {
-            "INSERT INTO users (id, provider, subject, name, roles, created_at) VALUES (?, ?, ?, ?, ?, ?) \
-             ON CONFLICT DO NOTHING"
-        }
-    };
     let values = [
         account.id.0.into(),
         account.provider.word().into(),
@@ -137,7 +124,8 @@ pub(super) async fn insert_if_absent(
         account.roles.words().into(),
         account.created_at.into(),
     ];
-    connection.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+    let insert = bulk::statement(backend, &bulk::insert_if_absent(backend, INSERT), values);
+    connection.execute_raw(insert).await?;
     Ok(())
 }
 

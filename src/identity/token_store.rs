@@ -11,15 +11,14 @@ use std::time::Duration;
 use entities::{revoked_token, signing_key};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, QueryFilter,
-    QueryOrder, Statement,
+    ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder,
 };
 use thiserror::Error;
 use tracing::{info, warn};
 
 use super::keys::{Key, SigningKeys, SigningSecret};
 use super::{Caller, Tokens};
-use crate::db::{AsDbFault, Database, DbFault, now_micros};
+use crate::db::{AsDbFault, Database, DbFault, bulk, now_micros};
 use crate::ids::{Ids, TokenId};
 use crate::ports::clock::{SharedClock, from_micros, to_micros};
 
@@ -147,23 +146,11 @@ impl TokenStore {
     pub async fn revoke(&self, caller: &Caller) -> Result<(), DbFault> {
         let (id, expires_at) = (caller.token, caller.expires_at);
         let insert = self.0.db.transaction(move |tx| async move {
-            let backend = tx.get_database_backend();
-            let sql = match backend {
-                DbBackend::Postgres => {
-                    "INSERT INTO revoked_token (id, expires_at, revoked_at) VALUES ($1, $2, $3) \
-                     ON CONFLICT DO NOTHING"
-                }
-                DbBackend::MySql => {
-                    "INSERT IGNORE INTO revoked_token (id, expires_at, revoked_at) VALUES (?, ?, ?)"
-                }
-                _ => {
-                    "INSERT INTO revoked_token (id, expires_at, revoked_at) VALUES (?, ?, ?) \
-                     ON CONFLICT DO NOTHING"
-                }
-            };
-            let now = now_micros(&tx).await?;
+            const REVOKE: &str = "INTO revoked_token (id, expires_at, revoked_at) VALUES (?, ?, ?)";
+            let (backend, now) = (tx.get_database_backend(), now_micros(&tx).await?);
             let values = [id.0.into(), to_micros(expires_at).into(), now.into()];
-            tx.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+            tx.execute_raw(bulk::statement(backend, &bulk::insert_if_absent(backend, REVOKE), values))
+                .await?;
             Ok::<_, DbFault>(())
         });
         insert.await?;

@@ -243,14 +243,10 @@ async fn lock_present(tx: &Tx, users: &BTreeSet<UserId>) -> Result<BTreeMap<User
 /// Opens accounts, unless somebody else does.
 async fn open(tx: &Tx, now: Timestamp, users: &BTreeSet<UserId>) -> Result<(), DbFault> {
     const OPEN: &str = "INTO wallet_account (user_id, balance_minor, points, version, updated_at) \
-        SELECT r.owner, 0, 0, 0, ? FROM {rows}";
+        SELECT r.owner, 0, 0, 0, ? FROM {rows} WHERE true";
     let backend = tx.get_database_backend();
-    let sql = match backend {
-        DbBackend::MySql => format!("INSERT IGNORE {OPEN}"),
-        // Without WHERE, SQLite takes ON for the condition of a join.
-        _ => format!("INSERT {OPEN} WHERE true ON CONFLICT DO NOTHING"),
-    };
     let rows = Rows::new().column("owner", Column::Big(users.iter().map(|user| user.0).collect()));
+    let sql = bulk::insert_if_absent(backend, OPEN);
     tx.execute_raw(rows.statement(backend, &sql, [to_micros(now).into()])).await?;
     Ok(())
 }

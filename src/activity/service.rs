@@ -267,7 +267,7 @@ impl ActivityService {
             return Err(Invalid::Over.into());
         }
         let after = before.edited(edit)?;
-        let sold = store::sold_of(tx, id).await?;
+        let sold = blocks::sold_of(tx, id).await?;
         if after == before {
             return Ok(before.view(sold, self.0.currency));
         }
@@ -297,7 +297,7 @@ impl ActivityService {
                 return Err(ActivityError::Transition { event, state, refusal, possible });
             }
         };
-        Ok(after.view(store::sold_of(tx, id).await?, self.0.currency))
+        Ok(after.view(blocks::sold_of(tx, id).await?, self.0.currency))
     }
 
     /// Stores `after` as the next version of `before`.
@@ -332,7 +332,7 @@ async fn view(
     currency: Currency,
 ) -> Result<Option<ActivityView>, DbFault> {
     let Some(activity) = store::find(connection, id).await? else { return Ok(None) };
-    Ok(Some(activity.view(store::sold_of(connection, id).await?, currency)))
+    Ok(Some(activity.view(blocks::sold_of(connection, id).await?, currency)))
 }
 
 /// Refuses a sale of goods that do not exist.

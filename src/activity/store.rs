@@ -1,17 +1,16 @@
 //! Activities in the database.
 
-use std::collections::HashMap;
-
-use entities::{activity, token_block};
+use entities::activity;
 use sea_orm::ActiveValue::{NotSet, Set};
-use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::sea_query::ExprTrait;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::machine::State;
 use super::model::{Activity, Count, Due, Invalid, Listing, Name, Sale, Window};
 use crate::db::{DbFault, Tx};
 use crate::ids::{ActivityId, GoodsId, UserId};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
+use crate::stock::blocks;
 
 pub(super) async fn find(
     connection: &impl ConnectionTrait,
@@ -44,35 +43,6 @@ pub(super) async fn update(tx: &Tx, changed: &Activity, made_from: i64) -> Resul
     if done.rows_affected == 1 { Ok(()) } else { Err(DbFault::Missing("the version of the locked activity")) }
 }
 
-/// How many units of one activity are taken.
-pub(super) async fn sold_of(connection: &impl ConnectionTrait, id: ActivityId) -> Result<i64, DbFault> {
-    Ok(sold(connection, vec![id.0]).await?.get(&id).copied().unwrap_or(0))
-}
-
-/// How many units of each activity are taken; none is left out.
-async fn sold(
-    connection: &impl ConnectionTrait,
-    mut ids: Vec<i64>,
-) -> Result<HashMap<ActivityId, i64>, DbFault> {
-    let Some(&last) = ids.last() else { return Ok(HashMap::new()) };
-    // Every length would be a prepared statement of its own.
-    ids.resize(ids.len().next_power_of_two(), last);
-    let integer = match connection.get_database_backend() {
-        DbBackend::MySql => "SIGNED",
-        _ => "BIGINT",
-    };
-    let sums: Vec<(i64, i64)> = token_block::Entity::find()
-        .select_only()
-        .column(token_block::Column::ActivityId)
-        .column_as(Expr::col(token_block::Column::Sold).sum().cast_as(integer), "units")
-        .filter(token_block::Column::ActivityId.is_in(ids))
-        .group_by(token_block::Column::ActivityId)
-        .into_tuple()
-        .all(connection)
-        .await?;
-    Ok(sums.into_iter().map(|(id, units)| (ActivityId(id), units)).collect())
-}
-
 /// The page of `listing`, among activities in one of `visible`, each with its taken units.
 pub(super) async fn page(
     connection: &impl ConnectionTrait,
@@ -91,7 +61,7 @@ pub(super) async fn page(
         query = query.filter(activity::Column::Id.lt(before.0));
     }
     let rows = query.all(connection).await?;
-    let sold = sold(connection, rows.iter().map(|row| row.id).collect()).await?;
+    let sold = blocks::sold(connection, rows.iter().map(|row| ActivityId(row.id)).collect()).await?;
     rows.into_iter()
         .map(|row| {
             let activity = parse(row)?;

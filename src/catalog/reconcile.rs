@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use entities::goods;
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, QueryFilter};
+use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter};
 
 use super::store;
 use crate::db::{self, Database, DbFault};
@@ -84,8 +84,7 @@ async fn sums(connection: &impl ConnectionTrait, only: Option<GoodsId>) -> Resul
         CAST(COALESCE((SELECT SUM(l.quantity) FROM goods_ledger AS l WHERE l.goods_id = g.id), 0) AS {int}) \
         AS ledger_available FROM goods AS g";
     let backend = connection.get_database_backend();
-    let int = if backend == DbBackend::MySql { "SIGNED" } else { "BIGINT" };
-    let mut sql = SUMS.replace("{int}", int);
+    let mut sql = SUMS.replace("{int}", db::bulk::integer(backend));
     if only.is_some() {
         sql.push_str(" WHERE g.id = ?");
     }

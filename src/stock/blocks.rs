@@ -6,17 +6,19 @@
 //! over is therefore always safe, from the living as from the dead, and no stock is ever stranded: an activity is sold
 //! out exactly when no block has `sold` below its size.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use entities::token_block::{ActiveModel, Column, Entity, Model};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait,
-    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Statement,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel,
+    QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::ThisNode;
 use super::ranges::{count, highest, nth_free, pieces, size, within};
 use super::window::HeldBlock;
+use crate::db::bulk::{self, Rows};
 use crate::db::{DbFault, Tx, now_micros};
 use crate::ids::{ActivityId, BlockId, Ids};
 
@@ -247,6 +249,39 @@ pub async fn are_sold_out(tx: &Tx, activity: ActivityId) -> Result<bool, DbFault
     Ok(blocks.iter().all(|block| block.state == RETIRED || free_count(block) == 0))
 }
 
+/// How many units of each of `activities` are taken; one without blocks is left out.
+pub async fn sold(
+    connection: &impl ConnectionTrait,
+    activities: Vec<ActivityId>,
+) -> Result<HashMap<ActivityId, i64>, DbFault> {
+    const SOLD: &str = "SELECT b.activity_id, CAST(SUM(b.sold) AS {int}) AS units FROM token_block AS b \
+        WHERE b.activity_id IN (SELECT r.id FROM {rows}) GROUP BY b.activity_id";
+    let backend = connection.get_database_backend();
+    let ids = activities.into_iter().map(|activity| activity.0).collect();
+    let rows = Rows::new().column("id", bulk::Column::Big(ids));
+    let sql = rows.statement(backend, &SOLD.replace("{int}", bulk::integer(backend)), []);
+    let sums = connection.query_all_raw(sql).await?;
+    sums.iter()
+        .map(|row| Ok((ActivityId(row.try_get("", "activity_id")?), row.try_get("", "units")?)))
+        .collect()
+}
+
+/// How many units of `activity` are taken.
+pub async fn sold_of(connection: &impl ConnectionTrait, activity: ActivityId) -> Result<i64, DbFault> {
+    Ok(sold(connection, vec![activity]).await?.remove(&activity).unwrap_or(0))
+}
+
+/// How many units of `activity` are not taken.
+pub async fn remaining(connection: &impl ConnectionTrait, activity: ActivityId) -> Result<i64, DbFault> {
+    const REMAINING: &str = "SELECT CAST(COALESCE(SUM(last_token - first_token + 1 - sold), 0) AS {int}) AS units \
+        FROM token_block WHERE activity_id = ? AND state <> ?";
+    let backend = connection.get_database_backend();
+    let template = REMAINING.replace("{int}", bulk::integer(backend));
+    let sql = bulk::statement(backend, &template, [activity.0.into(), RETIRED.into()]);
+    let row = connection.query_one_raw(sql).await?.ok_or(DbFault::Missing("a sum"))?;
+    Ok(row.try_get("", "units")?)
+}
+
 /// The blocks of `activity` that still have free tokens.
 async fn unsold(tx: &Tx, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
     let mut blocks = Entity::find()
@@ -297,38 +332,30 @@ async fn gone_owners(tx: &Tx, blocks: &[Model]) -> Result<Vec<(i32, i64)>, DbFau
 
 /// The free tokens of a locked block, ascending: the gaps between its live takes.
 async fn free_tokens(tx: &Tx, block: &Model) -> Result<Vec<RangeInclusive<u32>>, DbFault> {
+    const HIGHEST: &str =
+        "SELECT MAX(live_token) AS last FROM take WHERE activity_id = ? AND live_token BETWEEN ? AND ?";
+    const GAPS: &str = "SELECT CAST(previous + 1 AS {int}) AS first, CAST(live_token - 1 AS {int}) AS last FROM (\
+          SELECT live_token, COALESCE(LAG(live_token) OVER (ORDER BY live_token), CAST(? AS {int})) AS previous \
+          FROM take WHERE activity_id = ? AND live_token BETWEEN ? AND ?) AS live \
+        WHERE live_token > previous + 1 ORDER BY 1";
     let range = tokens(block);
     if block.sold == 0 {
         return Ok(vec![range]);
     }
     let backend = tx.get_database_backend();
     let bounds = [block.activity_id.into(), block.first_token.into(), block.last_token.into()];
-    let highest = numbered(
-        backend,
-        "SELECT MAX(live_token) AS last FROM take WHERE activity_id = ? AND live_token BETWEEN ? AND ?",
-    );
-    let highest = tx.query_one_raw(Statement::from_sql_and_values(backend, highest, bounds.clone())).await?;
+    let highest = tx.query_one_raw(bulk::statement(backend, HIGHEST, bounds.clone())).await?;
     let highest: Option<i32> = highest.ok_or(DbFault::Missing("an aggregate's row"))?.try_get("", "last")?;
     let last_live = highest.map_or(*range.start() - 1, unsigned);
 
     let mut free = Vec::new();
     // Tokens are handed out lowest first, so mostly the live ones are the block's first ones, without a gap.
     if last_live + 1 - *range.start() != unsigned(block.sold) {
-        let gaps = numbered(
-            backend,
-            "SELECT previous + 1 AS first, live_token - 1 AS last FROM (\
-               SELECT live_token, COALESCE(LAG(live_token) OVER (ORDER BY live_token), CAST(? AS SIGNED)) AS previous \
-               FROM take WHERE activity_id = ? AND live_token BETWEEN ? AND ?) AS live \
-             WHERE live_token > previous + 1 ORDER BY 1",
-        );
-        let gaps = match backend {
-            DbBackend::MySql => gaps,
-            _ => gaps.replace("AS SIGNED", "AS INTEGER"),
-        };
-        let values = [vec![(block.first_token - 1).into()], bounds.to_vec()].concat();
-        for row in tx.query_all_raw(Statement::from_sql_and_values(backend, gaps, values)).await? {
-            let [first, last] = ["first", "last"].map(|column| integer(&row, column));
-            free.push(first?..=last?);
+        let gaps = GAPS.replace("{int}", bulk::integer(backend));
+        let values = [i64::from(block.first_token - 1).into()].into_iter().chain(bounds);
+        for row in tx.query_all_raw(bulk::statement(backend, &gaps, values)).await? {
+            let [first, last] = ["first", "last"].map(|column| row.try_get::<i64>("", column));
+            free.push(token(first?)?..=token(last?)?);
         }
     }
     if last_live < *range.end() {
@@ -337,19 +364,8 @@ async fn free_tokens(tx: &Tx, block: &Model) -> Result<Vec<RangeInclusive<u32>>,
     Ok(free)
 }
 
-/// An integer column whose width differs between the databases.
-fn integer(row: &sea_orm::QueryResult, column: &str) -> Result<u32, DbFault> {
-    let wide = row.try_get::<i64>("", column).or_else(|_| row.try_get::<i32>("", column).map(i64::from))?;
-    u32::try_from(wide).map_err(|_| DbFault::Missing("a token number"))
-}
-
-fn numbered(backend: DbBackend, sql: &str) -> String {
-    if backend != DbBackend::Postgres {
-        return sql.to_owned();
-    }
-    let mut parts = sql.split('?');
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.enumerate().fold(first, |sql, (i, part)| format!("{sql}${}{part}", i + 1))
+fn token(number: i64) -> Result<u32, DbFault> {
+    u32::try_from(number).map_err(|_| DbFault::Missing("a token number"))
 }
 
 async fn insert_open(

@@ -116,7 +116,7 @@ pub(super) async fn adjust(
         return Err(AdjustError::Closed);
     }
     let total = i64::from(row.stock_total) + i64::from(change.delta);
-    let free = i64::from(row.stock_total) - sold(tx, id).await?;
+    let free = i64::from(row.stock_total) - blocks::sold_of(tx, id).await?;
     let stock_total = match i32::try_from(total) {
         Ok(total) if total >= 0 => total,
         // Below zero is also below what is sold: the plainer reason first.
@@ -169,16 +169,4 @@ pub(super) async fn adjust(
         stock,
         created_at: now,
     })
-}
-
-async fn sold(tx: &Tx, activity: ActivityId) -> Result<i64, DbFault> {
-    use entities::token_block::{Column as Block, Entity as Blocks};
-    let counts: Vec<i32> = Blocks::find()
-        .select_only()
-        .column(Block::Sold)
-        .filter(Block::ActivityId.eq(activity.0))
-        .into_tuple()
-        .all(tx)
-        .await?;
-    Ok(counts.into_iter().map(i64::from).sum())
 }

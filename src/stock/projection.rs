@@ -10,8 +10,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use entities::stock_projection;
 use sea_orm::ActiveValue::Set;
-use sea_orm::{ConnectionTrait, EntityTrait, QuerySelect};
+use sea_orm::{EntityTrait, QuerySelect};
 
+use super::blocks;
 use crate::db::{self, DbFault, Tx};
 use crate::ids::ActivityId;
 use crate::messaging::catalogue::EventType;
@@ -60,7 +61,7 @@ impl Handler for Projection {
 pub(crate) async fn count(tx: &Tx, activity: ActivityId) -> Result<i64, DbFault> {
     let row = stock_projection::Entity::find_by_id(activity.0).lock_exclusive().one(tx).await?;
     // After the lock, so that this count is newer than the one before.
-    let remaining = remaining(tx, activity).await?;
+    let remaining = blocks::remaining(tx, activity).await?;
     let counted = stock_projection::ActiveModel {
         activity_id: Set(activity.0),
         remaining: Set(remaining),
@@ -71,18 +72,4 @@ pub(crate) async fn count(tx: &Tx, activity: ActivityId) -> Result<i64, DbFault>
         None => stock_projection::Entity::insert(counted).exec_without_returning(tx).await.map(drop)?,
     }
     Ok(remaining)
-}
-
-/// How many units of `activity` are not sold, by its blocks.
-pub(crate) async fn remaining(
-    connection: &impl ConnectionTrait,
-    activity: ActivityId,
-) -> Result<i64, DbFault> {
-    const REMAINING: &str = "SELECT CAST(COALESCE(SUM(last_token - first_token + 1 - sold), 0) AS {int}) AS remaining \
-        FROM token_block WHERE activity_id = ? AND state <> 'retired'";
-    let backend = connection.get_database_backend();
-    let int = if backend == sea_orm::DbBackend::MySql { "SIGNED" } else { "BIGINT" };
-    let sql = db::bulk::statement(backend, &REMAINING.replace("{int}", int), [activity.0.into()]);
-    let row = connection.query_one_raw(sql).await?.ok_or(DbFault::Missing("a sum"))?;
-    Ok(row.try_get("", "remaining")?)
 }

@@ -145,8 +145,7 @@ async fn totals(
         CAST(COALESCE((SELECT SUM(b.last_token - b.first_token + 1) FROM token_block AS b \
         WHERE b.activity_id = a.id AND b.state <> 'retired'), 0) AS {int}) AS tokens FROM activity AS a";
     let backend = connection.get_database_backend();
-    let int = if backend == sea_orm::DbBackend::MySql { "SIGNED" } else { "BIGINT" };
-    let mut sql = TOTALS.replace("{int}", int);
+    let mut sql = TOTALS.replace("{int}", db::bulk::integer(backend));
     if only.is_some() {
         sql.push_str(" WHERE a.id = ?");
     }
@@ -212,7 +211,7 @@ impl ProjectionAgainstBlocks {
                 rows.into_iter().map(|row| (row.activity_id, row)).collect();
             let mut differing = Vec::new();
             for id in activities {
-                let remaining = projection::remaining(&connection, ActivityId(id)).await?;
+                let remaining = blocks::remaining(&connection, ActivityId(id)).await?;
                 let row = projected.get(&id);
                 if row.is_none_or(|row| row.remaining != remaining) {
                     let (as_of, projected) = (row.map(|row| row.as_of_at), row.map(|row| row.remaining));

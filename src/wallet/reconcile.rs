@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, QueryResult};
 
-use crate::db::bulk::{Column, Rows, statement};
+use crate::db::bulk::{Column, Rows, integer, statement};
 use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::UserId;
 use crate::reconciliation::{Comparison, ComparisonError, Found};
@@ -46,7 +46,7 @@ impl TryFrom<&QueryResult> for Compared {
 }
 
 fn compared(backend: DbBackend, which: &str) -> String {
-    let int = if backend == DbBackend::MySql { "SIGNED" } else { "BIGINT" };
+    let int = integer(backend);
     format!(
         "SELECT a.user_id, a.balance_minor, a.points, \
          CAST(COALESCE((SELECT SUM(e.amount_minor) FROM wallet_entry AS e WHERE e.user_id = a.user_id), 0) \

@@ -2,9 +2,12 @@
 
 use entities::goods;
 use sea_orm::ActiveValue::{NotSet, Set};
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
+};
 
 use super::model::{Goods, State};
+use crate::db::bulk::{Column, Rows};
 use crate::db::{DbFault, Tx};
 use crate::ids::GoodsId;
 use crate::ports::clock::to_micros;
@@ -19,12 +22,10 @@ pub(super) async fn find_all(
     connection: &impl ConnectionTrait,
     ids: Vec<GoodsId>,
 ) -> Result<Vec<Goods>, DbFault> {
-    let rows = goods::Entity::find()
-        .filter(goods::Column::Id.is_in(few_shapes(ids)))
-        .order_by_asc(goods::Column::Id)
-        .all(connection)
-        .await?;
-    rows.into_iter().map(Goods::try_from).collect()
+    let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));
+    let sql = "SELECT g.* FROM goods AS g WHERE g.id IN (SELECT r.id FROM {rows}) ORDER BY g.id";
+    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), sql, [])).await?;
+    found.iter().map(|row| Goods::try_from(goods::Model::from_query_result(row, "")?)).collect()
 }
 
 /// Reads goods and keeps everybody else from changing or selling them until `tx` ends.
@@ -32,15 +33,6 @@ pub(super) async fn lock(tx: &Tx, id: GoodsId) -> Result<Option<Goods>, DbFault>
     // SQLite has one writer, and this is its transaction.
     let row = goods::Entity::find_by_id(id.0).lock_exclusive().one(tx).await?;
     row.map(Goods::try_from).transpose()
-}
-
-/// `ids`, the last one repeated: every length would be a prepared statement of its own.
-fn few_shapes(ids: Vec<GoodsId>) -> Vec<i64> {
-    let mut ids: Vec<i64> = ids.into_iter().map(|id| id.0).collect();
-    if let Some(&last) = ids.last() {
-        ids.resize(ids.len().next_power_of_two(), last);
-    }
-    ids
 }
 
 pub(super) async fn insert(tx: &Tx, new: &Goods) -> Result<(), DbFault> {

@@ -31,7 +31,7 @@ pub struct NewActivity {
     name: String,
     kind: Kind,
     starts_at: DateTime<Utc>,
-    /// After `starts_at`, and in the future.
+    /// The last moment of it: after `starts_at`, and in the future.
     ends_at: DateTime<Utc>,
     #[schema(minimum = 1, maximum = 2_147_483_647)]
     stock_total: i64,
@@ -61,7 +61,7 @@ pub struct ActivityEdit {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = DateTime<Utc>, required = false)]
     starts_at: Option<DateTime<Utc>>,
-    /// In the future.
+    /// The last moment of it, in the future.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = DateTime<Utc>, required = false)]
     ends_at: Option<DateTime<Utc>>,

@@ -66,11 +66,11 @@ pub fn decide(state: State, event: Event, window: Window, now: Timestamp) -> Res
         (Submitted | Refused, Withdraw) => Move(Withdrawn),
         (Submitted, Approve) => Move(Approved),
         (Submitted | Approved, Refuse) => Move(Refused),
-        (Approved, Start) if now < window.starts_at() => return Err(Refusal::TooEarly),
-        (Approved, Start) if now >= window.ends_at() => return Err(Refusal::TooLate),
+        (Approved, Start) if window.is_ahead(now) => return Err(Refusal::TooEarly),
+        (Approved, Start) if window.is_over(now) => return Err(Refusal::TooLate),
         (Approved, Start) => Move(Running),
         (Editing | Withdrawn | Approved | Running | Refused, Close) => Move(Closed),
-        (Closed, Reopen) if now >= window.ends_at() => return Err(Refusal::TooLate),
+        (Closed, Reopen) if window.is_over(now) => return Err(Refusal::TooLate),
         (Closed, Reopen) => Move(Approved),
         (Submitted, Submit)
         | (Withdrawn, Withdraw)
@@ -142,12 +142,12 @@ mod tests {
     #[rstest]
     #[case(State::Approved, Event::Start, START - TICK, Err(Refusal::TooEarly))]
     #[case(State::Approved, Event::Start, START, Ok(Decision::Move(State::Running)))]
-    #[case(State::Approved, Event::Start, END - TICK, Ok(Decision::Move(State::Running)))]
-    #[case(State::Approved, Event::Start, END, Err(Refusal::TooLate))]
-    #[case(State::Running, Event::Start, END, Ok(Decision::AlreadyDone))]
+    #[case(State::Approved, Event::Start, END, Ok(Decision::Move(State::Running)))]
+    #[case(State::Approved, Event::Start, END + TICK, Err(Refusal::TooLate))]
+    #[case(State::Running, Event::Start, END + TICK, Ok(Decision::AlreadyDone))]
     #[case(State::Closed, Event::Reopen, START - TICK, Ok(Decision::Move(State::Approved)))]
-    #[case(State::Closed, Event::Reopen, END - TICK, Ok(Decision::Move(State::Approved)))]
-    #[case(State::Closed, Event::Reopen, END, Err(Refusal::TooLate))]
+    #[case(State::Closed, Event::Reopen, END, Ok(Decision::Move(State::Approved)))]
+    #[case(State::Closed, Event::Reopen, END + TICK, Err(Refusal::TooLate))]
     #[case(State::Approved, Event::Close, START - TICK, Ok(Decision::Move(State::Closed)))]
     fn the_window_has_its_say(
         #[case] state: State,

@@ -105,7 +105,7 @@ impl Count {
     }
 }
 
-/// When an activity runs: from `starts_at` until just before `ends_at`.
+/// When an activity runs: from `starts_at` to `ends_at`, both included (ACT-8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     starts_at: Timestamp,
@@ -131,6 +131,16 @@ impl Window {
 
     pub fn ends_at(&self) -> Timestamp {
         self.ends_at
+    }
+
+    /// Whether it is still to begin.
+    pub fn is_ahead(&self, now: Timestamp) -> bool {
+        now < self.starts_at
+    }
+
+    /// Whether its last moment has passed.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        now > self.ends_at
     }
 }
 

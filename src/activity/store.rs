@@ -82,9 +82,9 @@ pub(super) async fn due(
     let now = to_micros(now);
     let (states, ripe): (&[State], _) = match what {
         Due::Start => {
-            (&[State::Approved], activity::Column::StartsAt.lte(now).and(activity::Column::EndsAt.gt(now)))
+            (&[State::Approved], activity::Column::StartsAt.lte(now).and(activity::Column::EndsAt.gte(now)))
         }
-        Due::Close => (&[State::Approved, State::Running], activity::Column::EndsAt.lte(now)),
+        Due::Close => (&[State::Approved, State::Running], activity::Column::EndsAt.lt(now)),
     };
     let ids: Vec<i64> = activity::Entity::find()
         .select_only()

@@ -376,9 +376,11 @@ async fn activities_start_and_close_on_time() {
     all(&ids, State::Running).await;
     story.clock.set(END - TimeDelta::microseconds(1));
     let late = story.approved().await;
-    once(&job).await.unwrap();
-    all(&[late], State::Running).await;
     story.clock.set(END);
+    once(&job).await.unwrap();
+    all(&ids, State::Running).await;
+    all(&[late], State::Running).await;
+    story.clock.set(END + TimeDelta::microseconds(1));
     once(&job).await.unwrap();
     all(&ids, State::Closed).await;
     assert_eq!(story.state(draft).await, State::Editing);

@@ -203,7 +203,7 @@ impl StockEngine {
             return self.refuse(todo, refusal).await;
         }
         if self.window.available_in_front() == 0 && !self.claim().await? {
-            self.hints.sold_out(known, view.ends_at);
+            self.hints.sold_out(known, view.window.ends_at());
             let outcome = self.refuse(todo, TakeError::SoldOut).await;
             self.announce_sold_out(&view).await;
             return outcome;

@@ -26,7 +26,7 @@ pub struct Hints {
     origin: Instant,
     /// In microseconds after `origin`; 0 while tokens are left as far as is known.
     sold_out_until: AtomicI64,
-    /// When the activity ends and "sold out" is no longer the reason, by the wall clock.
+    /// The last moment of the activity, after which "sold out" is no longer the reason, by the wall clock.
     ends_at: AtomicI64,
     closed: RwLock<Option<ClosedHint>>,
     /// Counts the changes from outside: what was found out before the last one is no hint.
@@ -53,7 +53,7 @@ impl Hints {
             return Some(TakeError::NotRunning(closed));
         }
         let until = self.sold_out_until.load(Ordering::Acquire);
-        if until == 0 || now >= self.ends_at.load(Ordering::Acquire) {
+        if until == 0 || now > self.ends_at.load(Ordering::Acquire) {
             return None;
         }
         // Whoever finds the hint expired and renews it goes through; the others are answered by the renewed hint.
@@ -80,7 +80,7 @@ impl Hints {
         self.changes.load(Ordering::SeqCst)
     }
 
-    /// Every token is sold; the activity ends at `ends_at`, when this stops being the reason.
+    /// Every token is sold; after `ends_at` the activity is over, and this is no longer the reason.
     pub(super) fn sold_out(&self, known: u64, ends_at: Timestamp) {
         self.ends_at.store(to_micros(ends_at), Ordering::SeqCst);
         self.sold_out_until.store(self.elapsed_us() + HINT_LIFE_US, Ordering::SeqCst);
@@ -136,7 +136,8 @@ mod tests {
         let end = now + TimeDelta::hours(1);
         let before = hints.changes();
         hints.sold_out(before, end);
-        assert_eq!(hints.refusal(now), Some(TakeError::SoldOut));
+        assert_eq!(hints.refusal(end), Some(TakeError::SoldOut));
+        assert_eq!(hints.refusal(end + TimeDelta::microseconds(1)), None);
         hints.changed();
         assert_eq!(hints.refusal(now), None);
         hints.sold_out(before, end);

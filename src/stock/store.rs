@@ -16,6 +16,7 @@ use super::model::{Closed, Take};
 use super::user_takes::UserTakes;
 use super::window::HeldBlock;
 use crate::activity::machine::State;
+use crate::activity::model::Window;
 use crate::cluster::Cluster;
 use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{Database, DbFault, Tx};
@@ -42,8 +43,7 @@ pub struct StockStore {
 pub struct ActivityView {
     pub version: i64,
     pub running: bool,
-    pub starts_at: Timestamp,
-    pub ends_at: Timestamp,
+    pub window: Window,
     pub limit: Option<u32>,
     pub sold_out_announced: bool,
     /// Whether anyone ever took; if not, memory is complete from the start.
@@ -57,10 +57,10 @@ impl ActivityView {
     pub fn closed_at(&self, now: Timestamp) -> Option<Closed> {
         if !self.running {
             Some(Closed::NotStarted)
-        } else if now < self.starts_at {
-            Some(Closed::TooEarly(self.starts_at))
-        } else if now > self.ends_at {
-            Some(Closed::Over(self.ends_at))
+        } else if self.window.is_ahead(now) {
+            Some(Closed::TooEarly(self.window.starts_at()))
+        } else if self.window.is_over(now) {
+            Some(Closed::Over(self.window.ends_at()))
         } else {
             None
         }
@@ -122,6 +122,8 @@ impl StockStore {
                 let Some(row) = activity::Entity::find_by_id(id.0).one(&connection).await? else {
                     return Ok(None);
                 };
+                let window = Window::new(from_micros(row.starts_at), from_micros(row.ends_at));
+                let window = window.map_err(|_| DbFault::Missing("a valid activity"))?;
                 let first_take = take::Entity::find()
                     .select_only()
                     .column(take::Column::Id)
@@ -135,8 +137,7 @@ impl StockStore {
                     sale,
                     version: row.version,
                     running: row.state == State::Running.word(),
-                    starts_at: from_micros(row.starts_at),
-                    ends_at: from_micros(row.ends_at),
+                    window,
                     limit: row.take_limit_per_user.and_then(|limit| u32::try_from(limit).ok()),
                     sold_out_announced: row.sold_out_at.is_some(),
                     untouched,
@@ -361,4 +362,31 @@ pub(super) async fn append_one(
     let mut events = Events::at(now);
     events.push(ids.next()?, event)?;
     outbox::append(tx, ids.next()?, events, now).await
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn takes_are_let_in_from_the_first_moment_to_the_last() {
+        let (start, tick) = (Timestamp::UNIX_EPOCH, TimeDelta::microseconds(1));
+        let end = start + TimeDelta::hours(1);
+        let view = ActivityView {
+            version: 1,
+            running: true,
+            window: Window::new(start, end).unwrap(),
+            limit: None,
+            sold_out_announced: false,
+            untouched: true,
+            sale: None,
+        };
+        assert_eq!(view.closed_at(start - tick), Some(Closed::TooEarly(start)));
+        assert_eq!(view.closed_at(start), None);
+        assert_eq!(view.closed_at(end), None);
+        assert_eq!(view.closed_at(end + tick), Some(Closed::Over(end)));
+        assert_eq!(ActivityView { running: false, ..view }.closed_at(start), Some(Closed::NotStarted));
+    }
 }

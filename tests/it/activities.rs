@@ -142,7 +142,7 @@ async fn the_clock_starts_and_closes_activities(app: &TestApp) {
     eventually(async || all_are("running").await).await;
     eventually(async || alice.take(&activities[0]).await.status == 201).await;
 
-    app.pass(TimeDelta::hours(1));
+    app.pass(TimeDelta::hours(1) + TimeDelta::microseconds(1));
     eventually(async || all_are("closed").await).await;
     for activity in &activities {
         alice.take(activity).await.refused(409, "activity_not_running");

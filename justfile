@@ -5,8 +5,7 @@ _list:
 
 # Everything that is checked without running a test.
 check:
-    cargo fmt --all --check
-    cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+    tests/run --check
 
 # All tests on all databases, or only those whose names contain a filter.
 test *filters:

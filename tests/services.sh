@@ -4,15 +4,15 @@
 
 # Group | shows that it is there | Debian package | what for. Rust and a C compiler are taken for granted.
 packages='
+check | command -v shellcheck     | shellcheck      | linting these scripts
+check | command -v docker-compose | docker-compose  | checking docker/compose.yaml
+check | command -v jq             | jq              | reading what JSON says
 test  | postgres_bin              | postgresql      | the stories and faults on PostgreSQL
 test  | command -v mariadbd       | mariadb-server  | the stories and faults on MariaDB
 test  | rabbitmq_bin              | rabbitmq-server | the stories and faults with RabbitMQ
 test  | pika_python               | python3-pika    | a subscriber that shares no code with the server
-test  | command -v docker-compose | docker-compose  | checking docker/compose.yaml
 test  | command -v curl           | curl            | talking to a server from a script
-test  | command -v jq             | jq              | reading its answers
 test  | command -v openssl        | openssl         | signatures of payment gateways that share no code with the server
-test  | command -v shellcheck     | shellcheck      | linting these scripts
 test  | python3 -c "import venv, ensurepip" | python3-venv | schemathesis, which tests the HTTP contract
 bench | postgres_bin              | postgresql      | the server on PostgreSQL; pgbench for the hot row
 bench | command -v mariadbd       | mariadb-server  | the server on MariaDB

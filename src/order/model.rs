@@ -107,9 +107,9 @@ impl Order {
         }
     }
 
-    /// Whether the customer may know of it (ORD-4).
-    pub fn is_visible(&self) -> bool {
-        !matches!(self.state, State::Draft | State::Invalid)
+    /// Whether `user` may know of it: it is theirs, and confirmed (ORD-4).
+    pub fn is_visible_to(&self, user: UserId) -> bool {
+        self.user_id == user && !matches!(self.state, State::Draft | State::Invalid)
     }
 
     /// The order as it is shown.

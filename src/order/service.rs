@@ -60,7 +60,7 @@ impl By {
 
     fn may_see(self, order: &Order) -> bool {
         match self {
-            Self::Customer(user) => order.user_id == user && order.is_visible(),
+            Self::Customer(user) => order.is_visible_to(user),
             Self::Operator(_) => true,
         }
     }

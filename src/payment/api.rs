@@ -88,7 +88,7 @@ pub(crate) async fn of_order(
     caller: Caller,
     id: PathId<OrderId>,
 ) -> ApiResult<Json<List<PaymentView>>> {
-    let found = payments.of_order(Some(caller.user), id.0).await?;
+    let found = payments.of_order(caller.user, id.0).await?;
     Ok(Json(List::whole(found.into_iter().map(PaymentView::from).collect())))
 }
 
@@ -100,7 +100,7 @@ pub(crate) async fn refunds_of_order(
     caller: Caller,
     id: PathId<OrderId>,
 ) -> ApiResult<Json<List<Refund>>> {
-    Ok(Json(List::whole(payments.refunds_of(Some(caller.user), id.0).await?)))
+    Ok(Json(List::whole(payments.refunds_of(caller.user, id.0).await?)))
 }
 
 /// What payment gateways tell, in their own formats, signed by their own keys.

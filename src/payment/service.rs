@@ -200,25 +200,20 @@ impl PaymentService {
     }
 
     /// The payments of `user`'s order, oldest first.
-    pub async fn of_order(&self, user: Option<UserId>, order: OrderId) -> Result<Vec<Payment>, PaymentError> {
+    pub async fn of_order(&self, user: UserId, order: OrderId) -> Result<Vec<Payment>, PaymentError> {
         self.visible(user, order).await?;
         Ok(self.0.db.read(move |db| async move { store::of_order(&db, order).await }).await?)
     }
 
     /// The refunds of `user`'s order, oldest first.
-    pub async fn refunds_of(
-        &self,
-        user: Option<UserId>,
-        order: OrderId,
-    ) -> Result<Vec<Refund>, PaymentError> {
+    pub async fn refunds_of(&self, user: UserId, order: OrderId) -> Result<Vec<Refund>, PaymentError> {
         self.visible(user, order).await?;
         Ok(self.0.db.read(move |db| async move { refund::all_of(&db, order).await }).await?)
     }
 
-    async fn visible(&self, user: Option<UserId>, order: OrderId) -> Result<Order, PaymentError> {
+    async fn visible(&self, user: UserId, order: OrderId) -> Result<Order, PaymentError> {
         let found = self.0.db.read(move |db| async move { orders::find(&db, order).await }).await?;
-        let mine = |order: &Order| user.is_none_or(|user| order.user_id == user && order.is_visible());
-        found.filter(mine).ok_or(PaymentError::NotFound)
+        found.filter(|order| order.is_visible_to(user)).ok_or(PaymentError::NotFound)
     }
 
     /// A payment and its order.
@@ -383,8 +378,7 @@ async fn open(
     channel: Channel,
 ) -> Result<PaymentId, PaymentError> {
     let order = orders::lock_one(tx, order).await?;
-    let order = order.filter(|order| order.user_id == user && order.is_visible());
-    let order = order.ok_or(PaymentError::NotFound)?;
+    let order = order.filter(|order| order.is_visible_to(user)).ok_or(PaymentError::NotFound)?;
     let payments = store::of_order(tx, order.id).await?;
     if payments.iter().any(|payment| payment.state == PaymentState::Succeeded) {
         return Err(PaymentError::AlreadyPaid);

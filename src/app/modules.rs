@@ -31,11 +31,10 @@ use crate::order::jobs::order_deadlines;
 use crate::order::reconcile::OrdersOverdue;
 use crate::order::saga::{Checkout, Rules};
 use crate::order::store::Policy;
-use crate::payment::PaymentService;
-use crate::payment::groups::{order_payments, payment_log, payment_refunds};
 use crate::payment::jobs::payment_queries;
 use crate::payment::reconcile::{PaymentsAgainstOrders, RefundsStuck};
 use crate::payment::reconcile_gateway::GatewayAgainstPayments;
+use crate::payment::{self, PaymentService};
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::Listener;
 use crate::ports::notifier::Notifier;
@@ -43,7 +42,6 @@ use crate::ports::payment_gateway::{Gateways, InvalidSetting};
 use crate::reconciliation::{Comparison, ReconciliationService};
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
 use crate::stock::reconcile_orders::TakesAgainstOrders;
-use crate::stock::release::stock_orders;
 use crate::stock::{self, StockService};
 use crate::wallet::reconcile::AccountsAgainstEntries;
 use crate::wallet::{self, Ledger, WalletService};
@@ -161,16 +159,16 @@ impl Modules {
         let (ids, clock) = (ground.cluster.ids().clone(), self.clock.clone());
         Groups::new(vec![
             stock::projection::group(),
-            stock_orders(ids.clone(), clock.clone()),
+            stock::release::group(ids.clone(), clock.clone()),
             catalog::returns::group(ids.clone(), clock.clone()),
             coupon::groups::orders(ids.clone(), clock.clone()),
             wallet::groups::balances(self.ledger.clone(), clock.clone()),
             wallet::groups::points(self.ledger.clone(), clock.clone(), self.config.shop.points_per_major),
             notification::groups::orders(ids.clone(), clock.clone()),
             notification::groups::notifier(ground.db.clone(), clock.clone(), self.notifier.clone()),
-            order_payments(ids, clock, policy(&self.config)),
-            payment_log(),
-            payment_refunds(self.payments.clone()),
+            payment::groups::orders(ids, clock, policy(&self.config)),
+            payment::groups::log(),
+            payment::groups::refunds(self.payments.clone()),
         ])
     }
 

@@ -6,10 +6,9 @@ use sea_orm::{ConnectionTrait, DbBackend};
 use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::ids::{GoodsId, Ids, LedgerEntryId, OrderId};
-use crate::messaging::catalogue::EventType;
 use crate::messaging::consumer::{Group, Handler, HandlerError};
 use crate::messaging::envelope::Envelope;
-use crate::order::events::{Cancelled, Refunded};
+use crate::order::events::Ending;
 use crate::ports::clock::{SharedClock, Timestamp, to_micros};
 use crate::ports::event_bus::GroupSpec;
 
@@ -17,7 +16,7 @@ use crate::ports::event_bus::GroupSpec;
 pub fn group(ids: Ids, clock: SharedClock) -> Group {
     let spec = GroupSpec {
         name: "goods_orders",
-        types: &[EventType::OrderCancelled, EventType::OrderRefunded],
+        types: Ending::TYPES,
         ordered: false,
         max_batch: 1000,
         linger: std::time::Duration::ZERO,
@@ -36,15 +35,9 @@ impl Handler for Returns {
     async fn apply(&self, tx: &Tx, events: &[Envelope]) -> Result<(), HandlerError> {
         let mut orders = Vec::with_capacity(events.len());
         for event in events {
-            match event.known_type() {
-                Some(EventType::OrderCancelled) => orders.push(event.payload::<Cancelled>()?.order_id),
-                Some(EventType::OrderRefunded) => {
-                    let refunded = event.payload::<Refunded>()?;
-                    if !refunded.shipped {
-                        orders.push(refunded.order_id);
-                    }
-                }
-                _ => return Err(HandlerError::Failed(format!("{} is not for this group", event.event_type))),
+            let ending = Ending::of(event)?;
+            if !ending.is_shipped() {
+                orders.push(ending.order_id);
             }
         }
         give_back(tx, &self.ids, self.clock.now(), &orders).await?;

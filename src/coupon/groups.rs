@@ -11,7 +11,7 @@ use crate::ids::{Ids, OrderId};
 use crate::messaging::catalogue::EventType;
 use crate::messaging::consumer::{Group, Handler, HandlerError};
 use crate::messaging::envelope::{Envelope, Undecodable};
-use crate::order::events::{Cancelled, Paid, Refunded};
+use crate::order::events::{End, Ending, Paid};
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::GroupSpec;
 
@@ -44,12 +44,13 @@ impl Handler for Orders {
 }
 
 fn fate(event: &Envelope) -> Result<(OrderId, Fate), Undecodable> {
-    Ok(match event.known_type() {
-        Some(EventType::OrderCancelled) => (event.payload::<Cancelled>()?.order_id, Fate::Cancelled),
-        Some(EventType::OrderRefunded) => {
-            let Refunded { order_id, shipped, .. } = event.payload()?;
-            (order_id, Fate::Refunded { shipped })
-        }
-        _ => (event.payload::<Paid>()?.order_id, Fate::Paid),
-    })
+    if event.known_type() == Some(EventType::OrderPaid) {
+        return Ok((event.payload::<Paid>()?.order_id, Fate::Paid));
+    }
+    let Ending { order_id, end, .. } = Ending::of(event)?;
+    let fate = match end {
+        End::Cancelled => Fate::Cancelled,
+        End::Refunded { shipped } => Fate::Refunded { shipped },
+    };
+    Ok((order_id, fate))
 }

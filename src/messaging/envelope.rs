@@ -66,6 +66,8 @@ pub enum Undecodable {
     Attribute { attribute: &'static str, expected: &'static str, found: String },
     #[error("`{0}` is not 1 to {MAX_TERM} characters without control characters")]
     NoTerm(&'static str),
+    #[error("{0} is not for this group")]
+    Unexpected(String),
     #[error("{found} was read as {expected}")]
     Type { expected: EventType, found: String },
     #[error("the data of {event_type} cannot be read: {error}")]
@@ -100,6 +102,11 @@ impl Envelope {
     /// The type, if this version knows it.
     pub fn known_type(&self) -> Option<EventType> {
         EventType::parse(&self.event_type)
+    }
+
+    /// Why a group refuses an event that it does not listen to.
+    pub fn unexpected(&self) -> Undecodable {
+        Undecodable::Unexpected(self.event_type.clone())
     }
 
     /// The payload of an event that is an `E`.

@@ -46,7 +46,8 @@ pub(super) const TYPES: &[EventType] = &[
 /// What the user of `event` is to be told, if anything.
 pub(super) fn message(event: &Envelope) -> Result<Option<Message>, Undecodable> {
     let command = COMMANDS.iter().find(|(known, _)| Some(*known) == event.known_type());
-    command.map_or(Ok(None), |(_, command)| command(event))
+    let (_, command) = command.ok_or_else(|| event.unexpected())?;
+    command(event)
 }
 
 fn awaiting_payment(event: &Envelope) -> Result<Option<Message>, Undecodable> {

@@ -6,6 +6,8 @@ use utoipa::ToSchema;
 use super::machine::State;
 use super::model::{CancelCause, Kind, Order};
 use crate::ids::{ActivityId, CouponId, OrderId, PaymentId, RefundId, UserId};
+use crate::messaging::catalogue::EventType;
+use crate::messaging::envelope::{Envelope, Undecodable};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::money::Currency;
 use crate::ports::clock::Timestamp;
@@ -93,5 +95,67 @@ order_events! {
         refund_id: RefundId,
         /// Whether the goods had left: then they do not come back by themselves.
         shipped: bool,
+    }
+}
+
+/// How an order came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Cancelled,
+    Refunded { shipped: bool },
+}
+
+/// The end of an order that came to nothing, as [`Cancelled`] and [`Refunded`] tell it to those who gave it something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    pub order_id: OrderId,
+    pub kind: Kind,
+    pub end: End,
+}
+
+impl Ending {
+    /// The events that tell of it.
+    pub const TYPES: &[EventType] = &[EventType::OrderCancelled, EventType::OrderRefunded];
+
+    /// The end that `event` tells of.
+    pub fn of(event: &Envelope) -> Result<Self, Undecodable> {
+        match event.known_type() {
+            Some(EventType::OrderCancelled) => {
+                let Cancelled { order_id, kind, .. } = event.payload()?;
+                Ok(Self { order_id, kind, end: End::Cancelled })
+            }
+            Some(EventType::OrderRefunded) => {
+                let Refunded { order_id, kind, shipped, .. } = event.payload()?;
+                Ok(Self { order_id, kind, end: End::Refunded { shipped } })
+            }
+            _ => Err(event.unexpected()),
+        }
+    }
+
+    /// Whether the goods had left: then they do not come back by themselves.
+    pub fn is_shipped(&self) -> bool {
+        self.end == End::Refunded { shipped: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(EventType::OrderCancelled, Some(End::Cancelled))]
+    #[case(EventType::OrderRefunded, Some(End::Refunded { shipped: true }))]
+    #[case(EventType::OrderPaid, None)]
+    fn an_ending_is_one_of_two_events(#[case] event_type: EventType, #[case] end: Option<End>) {
+        let event = Envelope::parse(event_type.fixture().as_bytes()).unwrap();
+        match Ending::of(&event) {
+            Ok(ending) => assert_eq!(Some(ending.end), end),
+            Err(refusal) => {
+                assert!(matches!(refusal, Undecodable::Unexpected(_)), "{refusal}");
+                assert_eq!(end, None);
+            }
+        }
     }
 }

@@ -21,7 +21,7 @@ use crate::ports::clock::{SharedClock, to_micros};
 use crate::ports::event_bus::GroupSpec;
 
 /// Tells orders of their payments. What an order does not want goes back.
-pub fn order_payments(ids: Ids, clock: SharedClock, policy: Policy) -> Group {
+pub fn orders(ids: Ids, clock: SharedClock, policy: Policy) -> Group {
     let spec = GroupSpec {
         name: "order_payments",
         types: &[EventType::PaymentSucceeded],
@@ -55,7 +55,7 @@ impl Handler for OrderPayments {
 }
 
 /// Keeps the log of captures.
-pub fn payment_log() -> Group {
+pub fn log() -> Group {
     let spec = GroupSpec {
         name: "payment_log",
         types: &[EventType::PaymentSucceeded],
@@ -96,7 +96,7 @@ impl Handler for PaymentLog {
 }
 
 /// Performs approved refunds at the gateway.
-pub fn payment_refunds(payments: PaymentService) -> Group {
+pub fn refunds(payments: PaymentService) -> Group {
     let spec = GroupSpec {
         name: "payment_refunds",
         types: &[EventType::RefundRequested, EventType::RefundApproved],
@@ -115,7 +115,8 @@ impl OutsideHandler for Refunds {
     async fn perform(&self, event: &Envelope) -> Result<(), HandlerError> {
         let refund: RefundId = match event.known_type() {
             Some(EventType::RefundApproved) => event.payload::<RefundApproved>()?.refund_id,
-            _ => event.payload::<RefundRequested>()?.refund_id,
+            Some(EventType::RefundRequested) => event.payload::<RefundRequested>()?.refund_id,
+            _ => return Err(event.unexpected().into()),
         };
         self.0.perform(refund).await.map_err(|error| match error {
             PaymentError::Db(fault) => HandlerError::Db(fault),

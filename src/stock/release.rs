@@ -16,11 +16,10 @@ use super::model::{ReleaseError, Take, TakeState};
 use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::ids::{ActivityId, Ids, TakeId};
-use crate::messaging::catalogue::EventType;
 use crate::messaging::consumer::{Group, Handler, HandlerError};
 use crate::messaging::envelope::Envelope;
 use crate::messaging::outbox::{self, Events};
-use crate::order::events::{Cancelled, Refunded};
+use crate::order::events::{End, Ending};
 use crate::order::model::Kind;
 use crate::order::store as orders;
 use crate::ports::clock::{SharedClock, Timestamp, to_micros};
@@ -151,10 +150,10 @@ async fn lock_activity(tx: &Tx, id: ActivityId) -> Result<(), DbFault> {
 }
 
 /// The consumer group that takes the tokens of flash-sale orders back that ended before they were shipped.
-pub fn stock_orders(ids: Ids, clock: SharedClock) -> Group {
+pub fn group(ids: Ids, clock: SharedClock) -> Group {
     let spec = GroupSpec {
         name: "stock_orders",
-        types: &[EventType::OrderCancelled, EventType::OrderRefunded],
+        types: Ending::TYPES,
         ordered: false,
         max_batch: 1000,
         linger: Duration::ZERO,
@@ -173,16 +172,13 @@ impl Handler for EndedOrders {
     async fn apply(&self, tx: &Tx, events: &[Envelope]) -> Result<(), HandlerError> {
         let mut ended = BTreeMap::new();
         for event in events {
-            if event.known_type() == Some(EventType::OrderRefunded) {
-                let order: Refunded = event.payload()?;
-                if order.kind == Kind::FlashSale && !order.shipped {
-                    ended.insert(TakeId(order.order_id.0), "order refunded");
-                }
-            } else {
-                let order: Cancelled = event.payload()?;
-                if order.kind == Kind::FlashSale {
-                    ended.insert(TakeId(order.order_id.0), "order cancelled");
-                }
+            let ending = Ending::of(event)?;
+            if ending.kind == Kind::FlashSale && !ending.is_shipped() {
+                let reason = match ending.end {
+                    End::Cancelled => "order cancelled",
+                    End::Refunded { .. } => "order refunded",
+                };
+                ended.insert(TakeId(ending.order_id.0), reason);
             }
         }
         Ok(release_all(tx, &self.ids, self.clock.now(), &ended).await?)

@@ -7,11 +7,10 @@ use async_trait::async_trait;
 use super::ledger::Ledger;
 use super::points::Earning;
 use crate::db::Tx;
-use crate::ids::OrderId;
 use crate::messaging::catalogue::EventType;
 use crate::messaging::consumer::{Group, Handler, HandlerError};
 use crate::messaging::envelope::Envelope;
-use crate::order::events::{Paid, Refunded};
+use crate::order::events::{Ending, Paid, Refunded};
 use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::GroupSpec;
 
@@ -22,7 +21,7 @@ const GATHERED: Duration = Duration::from_millis(50);
 pub fn balances(ledger: Ledger, clock: SharedClock) -> Group {
     let spec = GroupSpec {
         name: "wallet_orders",
-        types: &[EventType::OrderCancelled, EventType::OrderRefunded],
+        types: Ending::TYPES,
         ordered: false,
         max_batch: 500,
         linger: Duration::ZERO,
@@ -39,11 +38,8 @@ struct GiveBack {
 #[async_trait]
 impl Handler for GiveBack {
     async fn apply(&self, tx: &Tx, events: &[Envelope]) -> Result<(), HandlerError> {
-        let order = |event: &Envelope| {
-            let order = event.subject.parse::<OrderId>();
-            order.map_err(|_| HandlerError::Failed(format!("{:?} names no order", event.subject)))
-        };
-        let orders = events.iter().map(order).collect::<Result<Vec<_>, _>>()?;
+        let orders = events.iter().map(|event| Ending::of(event).map(|ending| ending.order_id));
+        let orders = orders.collect::<Result<Vec<_>, _>>()?;
         Ok(self.ledger.give_back(tx, self.clock.now(), &orders).await?)
     }
 }
@@ -73,15 +69,19 @@ impl Handler for Points {
     async fn apply(&self, tx: &Tx, events: &[Envelope]) -> Result<(), HandlerError> {
         let (mut earnings, mut refunded) = (Vec::new(), Vec::new());
         for event in events {
-            if event.known_type() == Some(EventType::OrderPaid) {
-                let paid: Paid = event.payload()?;
-                let whole = paid.payable_minor / paid.currency.minor_per_major();
-                let earning =
-                    Earning { order: paid.order_id, user: paid.user_id, points: whole * self.per_major };
-                earnings.extend(Some(earning).filter(|earning| earning.points > 0));
-            } else {
-                let event: Refunded = event.payload()?;
-                refunded.extend((event.payable_minor > 0).then_some((event.order_id, event.user_id)));
+            match event.known_type() {
+                Some(EventType::OrderPaid) => {
+                    let paid: Paid = event.payload()?;
+                    let whole = paid.payable_minor / paid.currency.minor_per_major();
+                    let earning =
+                        Earning { order: paid.order_id, user: paid.user_id, points: whole * self.per_major };
+                    earnings.extend(Some(earning).filter(|earning| earning.points > 0));
+                }
+                Some(EventType::OrderRefunded) => {
+                    let event: Refunded = event.payload()?;
+                    refunded.extend((event.payable_minor > 0).then_some((event.order_id, event.user_id)));
+                }
+                _ => return Err(event.unexpected().into()),
             }
         }
         // What is refunded in this very batch was paid before, in whatever order the two came.

@@ -15,7 +15,7 @@ use super::store;
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::idempotency::{Answered, KeyRefusal, RequestKey, once};
 use crate::ids::{ActivityId, Ids, NodeNumberLost, UserId};
-use crate::messaging::outbox::{self, Events};
+use crate::messaging::outbox;
 use crate::money::Currency;
 use crate::ports::clock::SharedClock;
 use crate::stock::blocks;
@@ -311,10 +311,8 @@ impl ActivityService {
     }
 
     async fn announce(&self, tx: &Tx, activity: &Activity, from: Option<State>) -> Result<(), ActivityError> {
-        let mut events = Events::at(activity.updated_at);
-        events.push(self.0.ids.next()?, &StateChanged::new(activity, from)).map_err(DbFault::from)?;
-        outbox::append(tx, self.0.ids.next()?, events, activity.updated_at).await?;
-        Ok(())
+        let changed = StateChanged::new(activity, from);
+        Ok(outbox::append_one(tx, &self.0.ids, activity.updated_at, &changed).await?)
     }
 
     async fn page(&self, listing: Listing, visible: &'static [State]) -> Result<Vec<ActivityView>, DbFault> {

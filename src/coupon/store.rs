@@ -134,9 +134,7 @@ pub(super) async fn insert(
     coupon: &Coupon,
 ) -> Result<(), DbFault> {
     user_coupon::Entity::insert(row).exec_without_returning(tx).await?;
-    let mut events = Events::at(now);
-    events.push(ids.next()?, &event(coupon, None, now))?;
-    outbox::append(tx, ids.next()?, events, now).await
+    outbox::append_one(tx, ids, now, &event(coupon, None, now)).await
 }
 
 /// Reads and locks `coupons`, in the order of their ids; those that do not exist are left out.

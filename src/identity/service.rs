@@ -13,7 +13,7 @@ use super::store::{self, Account, NewAccount, Provider};
 use super::{AccessToken, Caller, IssueError, Role, Roles, TokenStore, User, UserName};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::ids::{Ids, NodeNumberLost, UserId};
-use crate::messaging::outbox::{self, Events};
+use crate::messaging::outbox;
 use crate::ports::clock::{SharedClock, to_micros};
 
 /// New customers per transaction: few commits, and a server beside us still gets to write in between.
@@ -276,10 +276,8 @@ impl IdentityService {
         if !store::claim_first_login(tx, user, to_micros(now)).await? {
             return Ok(false);
         }
-        let mut events = Events::at(now);
         let event = FirstLogin { user_id: user, provider: provider.word().into(), logged_in_at: now };
-        events.push(self.0.ids.next()?, &event)?;
-        outbox::append(tx, self.0.ids.next()?, events, now).await?;
+        outbox::append_one(tx, &self.0.ids, now, &event).await?;
         Ok(true)
     }
 }

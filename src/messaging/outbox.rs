@@ -13,7 +13,7 @@ use super::catalogue::{Event, EventType};
 use super::envelope::Envelope;
 use crate::db::bulk::Script;
 use crate::db::{DbFault, Tx};
-use crate::ids::{BatchId, EventId};
+use crate::ids::{BatchId, EventId, Ids};
 use crate::ports::clock::{Timestamp, to_micros};
 use crate::trace::Traceparent;
 
@@ -119,6 +119,13 @@ pub async fn append(tx: &Tx, id: BatchId, events: Events, now: Timestamp) -> Res
         script.execute(tx).await?;
     }
     Ok(())
+}
+
+/// Writes one event into the open transaction, in the current trace.
+pub async fn append_one(tx: &Tx, ids: &Ids, now: Timestamp, event: &impl Event) -> Result<(), DbFault> {
+    let mut events = Events::at(now);
+    events.push(ids.next()?, event)?;
+    append(tx, ids.next()?, events, now).await
 }
 
 /// Adds the outbox row `id`, in the current trace, to `script`, which runs in `tx`; its commit wakes the relay.

@@ -15,15 +15,12 @@ use super::store::Captured;
 use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::ids::{Ids, OrderId, PaymentId, RefundId, UserId};
-use crate::messaging::outbox::{self, Events};
+use crate::messaging::outbox;
 use crate::money::Currency;
 use crate::order::machine::State;
 use crate::order::model::Order;
 use crate::ports::clock::{Timestamp, to_micros};
 use crate::ports::payment_gateway::Channel;
-
-/// How long a reason may be.
-pub const REASON_CHARS: usize = 256;
 
 /// A refund that an order's change brings about.
 #[derive(Debug, Clone)]
@@ -215,7 +212,6 @@ pub async fn advance(
 
 /// Announces that a refund may be performed.
 pub async fn announce_approved(tx: &Tx, ids: &Ids, refund: &Refund, now: Timestamp) -> Result<(), DbFault> {
-    let mut events = Events::at(now);
     let approved = RefundApproved {
         refund_id: refund.id,
         order_id: refund.order_id,
@@ -225,6 +221,5 @@ pub async fn announce_approved(tx: &Tx, ids: &Ids, refund: &Refund, now: Timesta
         currency: refund.currency,
         at: now,
     };
-    events.push(ids.next()?, &approved)?;
-    outbox::append(tx, ids.next()?, events, now).await
+    outbox::append_one(tx, ids, now, &approved).await
 }

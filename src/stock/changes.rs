@@ -11,11 +11,12 @@ use super::blocks;
 use super::events::StockAdjusted;
 use super::model::{AdjustError, ReleaseError, Take};
 use super::release::release;
-use super::store::{StockStore, append_one};
+use super::store::StockStore;
 use crate::activity::machine::State;
 use crate::db::{DbFault, Tx};
 use crate::idempotency::{self, Answered, RequestKey};
 use crate::ids::{ActivityId, AdjustmentId, Ids, TakeId, UserId};
+use crate::messaging::outbox;
 use crate::ports::clock::{Timestamp, to_micros};
 
 impl StockStore {
@@ -160,7 +161,7 @@ pub(super) async fn adjust(
         adjusted_by: change.by,
         at: now,
     };
-    append_one(tx, ids, now, &event).await?;
+    outbox::append_one(tx, ids, now, &event).await?;
     Ok(Adjusted {
         id: adjustment,
         activity_id: id,

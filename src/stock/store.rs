@@ -23,7 +23,6 @@ use crate::db::{Database, DbFault, Tx};
 use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
 use crate::ids::{ActivityId, BatchId, GoodsId, Ids, TakeId, UserId};
-use crate::messaging::catalogue::Event;
 use crate::messaging::outbox::{self, Events};
 use crate::order::flash_sale::{Sale, Terms};
 use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
@@ -238,7 +237,7 @@ impl StockStore {
                         no_longer_sold_out(&tx, activity).await?;
                         return Ok(false);
                     }
-                    append_one(&tx, &ids, now, &SoldOut { activity_id: activity, at: now }).await?;
+                    outbox::append_one(&tx, &ids, now, &SoldOut { activity_id: activity, at: now }).await?;
                     Ok(true)
                 }
             })
@@ -350,18 +349,6 @@ fn taken_events(ids: &Ids, batch: &Batch) -> Result<Events, DbFault> {
         }
     }
     Ok(events)
-}
-
-/// Writes one event into the open transaction.
-pub(super) async fn append_one(
-    tx: &Tx,
-    ids: &Ids,
-    now: Timestamp,
-    event: &impl Event,
-) -> Result<(), DbFault> {
-    let mut events = Events::at(now);
-    events.push(ids.next()?, event)?;
-    outbox::append(tx, ids.next()?, events, now).await
 }
 
 #[cfg(test)]

@@ -306,3 +306,30 @@ pub async fn now_micros(connection: &impl ConnectionTrait) -> Result<i64, DbFaul
     let row = connection.query_one_raw(Statement::from_string(backend, sql)).await?;
     Ok(row.ok_or(DbFault::Missing("the database's clock"))?.try_get("", "now")?)
 }
+
+/// `text` for a column of `chars` characters: what is too long ends in `…`, and NUL, which PostgreSQL refuses, is left out.
+pub fn fit(text: &str, chars: usize) -> String {
+    let mut letters = text.chars().filter(|letter| *letter != '\0');
+    let mut fitting: String = letters.by_ref().take(chars).collect();
+    if letters.next().is_some() {
+        fitting.pop();
+        fitting.push('…');
+    }
+    fitting
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::fit;
+
+    #[rstest]
+    #[case::fits("一二三", "一二三")]
+    #[case::is_cut_between_characters("一二三四", "一二…")]
+    #[case::has_no_nul("\0a\0bc\0", "abc")]
+    #[case::is_cut_without_nul("a\0bcd", "ab…")]
+    fn a_text_fits_its_column(#[case] text: &str, #[case] fitting: &str) {
+        assert_eq!(fit(text, 3), fitting);
+    }
+}

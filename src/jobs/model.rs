@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::job::Trigger;
 use super::params::InvalidParams;
-use crate::db::{AsDbFault, DbFault};
+use crate::db::{AsDbFault, DbFault, fit};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{JobRunId, NodeNumberLost, UserId};
 use crate::ports::clock::Timestamp;
@@ -155,18 +155,10 @@ impl Run {
             state,
             finished_at,
             duration_ms: Some(took.num_milliseconds()),
-            summary: summary.map(|text| shortened(text, 512)),
-            error: error.map(|text| shortened(text, 1024)),
+            summary: summary.map(|text| fit(text, 512)),
+            error: error.map(|text| fit(text, 1024)),
             ..self
         }
-    }
-}
-
-/// At most `most` characters of `text`.
-fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
     }
 }
 
@@ -201,16 +193,5 @@ impl AsDbFault for JobsError {
                 None
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shortened;
-
-    #[test]
-    fn a_long_text_is_cut_between_characters() {
-        assert_eq!(shortened("一二三", 3), "一二三");
-        assert_eq!(shortened("一二三四", 3), "一二…");
     }
 }

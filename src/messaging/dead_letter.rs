@@ -129,7 +129,7 @@ impl Cemetery {
             body: Set(body),
             body_encoding: Set(encoding.to_owned()),
             origin: Set(origin.to_owned()),
-            error: Set(cut(&message.error.to_string())),
+            error: Set(db::fit(&message.error.to_string(), ERROR_CHARS)),
             attempts: Set(1),
             ..Default::default()
         };
@@ -229,11 +229,6 @@ pub(super) async fn applied(tx: &Tx, group: &str, events: &[Envelope]) -> Result
         .exec(tx)
         .await?;
     Ok(())
-}
-
-/// An error, for a column: PostgreSQL takes no NUL.
-fn cut(text: &str) -> String {
-    text.chars().filter(|letter| *letter != '\0').take(ERROR_CHARS).collect()
 }
 
 /// A message that a consumer group could not apply.

@@ -59,7 +59,7 @@ impl Retries {
 
 /// An error, for a column.
 pub(super) fn text_of(error: &HandlerError) -> String {
-    error.to_string().chars().take(ERROR_CHARS).collect()
+    db::fit(&error.to_string(), ERROR_CHARS)
 }
 
 /// Which of `subjects` have a parked event of `group`.

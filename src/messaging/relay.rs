@@ -191,7 +191,7 @@ impl Relay {
                 for (id, attempts, error) in refused {
                     let doublings = Ord::min(u32::try_from(attempts - 1).unwrap_or(0), 16);
                     let pause = FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY);
-                    let error: String = error.chars().take(ERROR_CHARS).collect();
+                    let error = db::fit(&error, ERROR_CHARS);
                     outbox::Entity::update_many()
                         .col_expr(outbox::Column::Attempts, Expr::value(attempts))
                         .col_expr(outbox::Column::RetryAt, Expr::value(now + micros(pause)))

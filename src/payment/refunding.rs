@@ -5,7 +5,7 @@ use tracing::error;
 use super::model::{Refund, RefundCause, RefundState};
 use super::service::{PaymentError, PaymentService};
 use super::{refund, store};
-use crate::db::{DbFault, Tx};
+use crate::db::{DbFault, Tx, fit};
 use crate::idempotency::{self, Answered, RequestKey};
 use crate::ids::{Ids, RefundId, UserId};
 use crate::order::machine::Command;
@@ -123,7 +123,7 @@ impl PaymentService {
         let failure = match state {
             AtGateway::NotFound | AtGateway::Processing => return Ok(()),
             AtGateway::Succeeded => None,
-            AtGateway::Failed { reason } => Some(reason.chars().take(256).collect::<String>()),
+            AtGateway::Failed { reason } => Some(fit(&reason, 256)),
         };
         if let Some(reason) = &failure {
             error!(refund.id = %id, reason, "Refund {id} failed at the gateway; an operator has to look at it");

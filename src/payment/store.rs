@@ -11,7 +11,7 @@ use sea_orm::{
 use super::events::{PaymentFailed, PaymentSucceeded};
 use super::model::{Payment, PaymentState};
 use crate::db::bulk::{self, Column, Rows, Script, statement};
-use crate::db::{DbFault, Tx};
+use crate::db::{DbFault, Tx, fit};
 use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
@@ -153,7 +153,7 @@ fn believe(payment: &mut Payment, word: &Word, now: Timestamp) -> bool {
             Succeeded
         }
         (Pending, Word::Failed { reason }) => {
-            payment.failure = Some(reason.chars().take(256).collect());
+            payment.failure = Some(fit(reason, 256));
             Failed
         }
         (Pending, Word::Closed) => Closed,

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::model::{
     ComparisonError, Difference, DifferenceState, Found, LOOK_AT_IT, Reconciliation, ReconciliationError,
 };
-use crate::db::{Database, DbFault};
+use crate::db::{Database, DbFault, fit};
 use crate::ids::{DifferenceId, Ids, ReconciliationId};
 use crate::ports::clock::{SharedClock, to_micros};
 
@@ -77,7 +77,7 @@ impl ReconciliationService {
             started_at,
             finished_at: to_micros(self.clock.now()),
             found: i32::try_from(count).unwrap_or(i32::MAX),
-            failed: (!failed.is_empty()).then(|| cut(&failed.join("; "), 1024)),
+            failed: (!failed.is_empty()).then(|| fit(&failed.join("; "), 1024)),
         };
         self.keep(row.clone(), rows.clone()).await?;
         Ok(Reconciliation::new(&row, rows)?)
@@ -95,9 +95,9 @@ impl ReconciliationService {
             reconciliation_id: run.0,
             comparison: comparison.to_owned(),
             subject: found.subject,
-            expected: cut(&found.expected, 128),
-            found: cut(&found.found, 128),
-            detail: cut(&found.detail, 512),
+            expected: fit(&found.expected, 128),
+            found: fit(&found.found, 128),
+            detail: fit(&found.detail, 512),
             action: found.action.to_owned(),
             state: DifferenceState::Open.word().to_owned(),
             outcome: None,
@@ -161,7 +161,7 @@ impl ReconciliationService {
         }
         let mut settled = row.into_active_model();
         settled.state = Set(state.word().to_owned());
-        settled.outcome = Set(Some(cut(&outcome, 512)));
+        settled.outcome = Set(Some(fit(&outcome, 512)));
         let now = to_micros(self.clock.now());
         settled.settled_at = Set((state != DifferenceState::Open).then_some(now));
         let noting = self.db.transaction(move |tx| {
@@ -184,8 +184,4 @@ impl ReconciliationService {
             }
         }
     }
-}
-
-fn cut(text: &str, chars: usize) -> String {
-    text.chars().take(chars).collect()
 }

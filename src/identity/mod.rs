@@ -21,5 +21,6 @@ pub use keys::{SecretTooShort, SigningKeys, SigningSecret};
 pub use model::{Caller, InvalidUserName, Role, Roles, User, UserName};
 pub use passwords::{InvalidPassword, NewPassword};
 pub use service::{IdentityError, IdentityService, Session};
+pub use store::exists;
 pub use token_store::{TokenStore, TokenStoreError};
 pub use tokens::{AccessToken, IssueError, TokenRefusal, Tokens};

@@ -91,6 +91,11 @@ pub(super) async fn find(
     Ok(row.map(Account::from))
 }
 
+/// Whether there is such a user.
+pub async fn exists(connection: &impl ConnectionTrait, id: UserId) -> Result<bool, DbFault> {
+    Ok(users::Entity::find_by_id(id.0).one(connection).await?.is_some())
+}
+
 pub(super) async fn find_by_id(
     connection: &impl ConnectionTrait,
     id: UserId,

@@ -1,12 +1,13 @@
 //! The front door: what the API does with wallets.
 
-use entities::{users, wallet_account, wallet_entry};
+use entities::{wallet_account, wallet_entry};
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::ledger::Ledger;
 use super::model::{Account, Adjusted, Adjustment, Entry, WalletError};
 use crate::db::{Database, DbFault};
 use crate::idempotency::{self, Answered, RequestKey};
+use crate::identity;
 use crate::ids::{LedgerEntryId, UserId};
 use crate::money::Currency;
 use crate::ports::clock::SharedClock;
@@ -48,8 +49,9 @@ impl WalletService {
         idempotency::once(&self.db, &self.clock, key, 201, move |tx| {
             let (ledger, now, wish) = (ledger.clone(), clock.now(), wish.clone());
             async move {
-                let user = users::Entity::find_by_id(wish.user.0).one(&tx).await.map_err(DbFault::from)?;
-                user.ok_or(WalletError::UserUnknown)?;
+                if !identity::exists(&tx, wish.user).await? {
+                    return Err(WalletError::UserUnknown);
+                }
                 ledger.adjust(&tx, now, wish).await
             }
         })

@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use entities::user_coupon;
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
+    QuerySelect,
+};
 
 use super::events::{CouponState, CouponStateChanged};
-use super::model::{Coupon, CouponError, Fate, Spend};
+use super::model::{Coupon, CouponError, Fate, NewCoupon, Spend};
 use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
+use crate::identity;
 use crate::ids::{CouponId, Ids, OrderId, UserId};
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{Timestamp, to_micros};
@@ -25,6 +29,42 @@ pub async fn find(
         .await
         .map_err(DbFault::from)?;
     Ok(row.ok_or(CouponError::NotFound)?.try_into()?)
+}
+
+/// The coupons of `user`, newest first, older than `before`: those in `state`, or all.
+pub(super) async fn page(
+    connection: &impl ConnectionTrait,
+    user: UserId,
+    state: Option<CouponState>,
+    before: Option<CouponId>,
+    limit: u64,
+) -> Result<Vec<Coupon>, DbFault> {
+    let mut query = user_coupon::Entity::find().filter(user_coupon::Column::UserId.eq(user.0));
+    if let Some(state) = state {
+        query = query.filter(user_coupon::Column::State.eq(state.word()));
+    }
+    if let Some(before) = before {
+        query = query.filter(user_coupon::Column::Id.lt(before.0));
+    }
+    let rows = query.order_by_desc(user_coupon::Column::Id).limit(limit).all(connection).await?;
+    rows.into_iter().map(Coupon::try_from).collect()
+}
+
+/// Unused coupons whose time is over.
+pub(super) async fn overdue(
+    connection: &impl ConnectionTrait,
+    now: Timestamp,
+    limit: u64,
+) -> Result<BTreeSet<CouponId>, DbFault> {
+    let ids = user_coupon::Entity::find()
+        .select_only()
+        .column(user_coupon::Column::Id)
+        .filter(user_coupon::Column::State.eq(CouponState::Unused.word()))
+        .filter(user_coupon::Column::ValidUntil.lte(to_micros(now)))
+        .order_by_asc(user_coupon::Column::ValidUntil)
+        .limit(limit);
+    let ids: Vec<i64> = ids.into_tuple().all(connection).await?;
+    Ok(ids.into_iter().map(CouponId).collect())
 }
 
 /// Locks the coupon of `user` for `order`, which `spend`s that much, and tells what it takes off. An order that holds it
@@ -125,16 +165,49 @@ pub(super) async fn void(
     Ok(coupon)
 }
 
-/// Writes a new coupon with its event.
-pub(super) async fn insert(
-    tx: &Tx,
-    ids: &Ids,
-    now: Timestamp,
-    row: user_coupon::ActiveModel,
-    coupon: &Coupon,
-) -> Result<(), DbFault> {
-    user_coupon::Entity::insert(row).exec_without_returning(tx).await?;
-    outbox::append_one(tx, ids, now, &event(coupon, None, now)).await
+/// Gives a user a coupon.
+pub(super) async fn give(tx: &Tx, ids: &Ids, now: Timestamp, new: NewCoupon) -> Result<Coupon, CouponError> {
+    let NewCoupon { user, name, face_value_minor, min_spend_minor, validity, by } = new;
+    if !identity::exists(tx, user).await? {
+        return Err(CouponError::UserUnknown);
+    }
+    let (valid_from, valid_until) = validity.at(now).ok_or(CouponError::Over)?;
+    let coupon = Coupon {
+        id: ids.next().map_err(DbFault::from)?,
+        user_id: user,
+        name: name.as_str().to_owned(),
+        face_value_minor,
+        min_spend_minor,
+        state: CouponState::Unused,
+        valid_from,
+        valid_until,
+        order_id: None,
+        version: 1,
+        used_at: None,
+        created_at: now,
+    };
+    let row = user_coupon::ActiveModel {
+        id: Set(coupon.id.0),
+        user_id: Set(user.0),
+        name: Set(coupon.name.clone()),
+        face_value_minor: Set(face_value_minor),
+        min_spend_minor: Set(min_spend_minor),
+        state: Set(coupon.state.word().to_owned()),
+        valid_from: Set(to_micros(valid_from)),
+        valid_until: Set(to_micros(valid_until)),
+        order_id: Set(None),
+        source: Set("operator".to_owned()),
+        source_id: Set(Some(by.0)),
+        version: Set(coupon.version),
+        used_at: Set(None),
+        void_reason: Set(None),
+        voided_by: Set(None),
+        created_at: Set(to_micros(now)),
+        updated_at: Set(to_micros(now)),
+    };
+    user_coupon::Entity::insert(row).exec_without_returning(tx).await.map_err(DbFault::from)?;
+    outbox::append_one(tx, ids, now, &event(&coupon, None, now)).await?;
+    Ok(coupon)
 }
 
 /// Reads and locks `coupons`, in the order of their ids; those that do not exist are left out.

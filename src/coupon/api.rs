@@ -9,10 +9,10 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::events::CouponState;
-use super::model::{CouponView, NewCoupon, Validity};
+use super::model::{CouponError, CouponView, NewCoupon, Validity};
 use super::service::CouponService;
 use crate::activity::model::Name;
-use crate::error::{ApiError, FieldError};
+use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, Page, PathId, Reason, Validate, answered,
     request_key,
@@ -133,4 +133,18 @@ pub(crate) async fn my_coupons(
     let before = page.after().map(CouponId);
     let found = coupons.of_user(caller.user, query.filter.state, before, page.rows()).await?;
     Ok(Json(page.list(found, |coupon| coupon.id.0, |coupon| coupon)))
+}
+
+impl From<CouponError> for ApiError {
+    fn from(error: CouponError) -> Self {
+        let text = error.to_string();
+        match error {
+            CouponError::UserUnknown | CouponError::NotFound => Self::new(Code::NotFound, text),
+            CouponError::Unusable(_) => Self::new(Code::CouponUnusable, text),
+            CouponError::NotVoidable(_) => Self::new(Code::TransitionNotAllowed, text),
+            CouponError::Over => Self::invalid("/valid_until", text),
+            CouponError::Key(refusal) => refusal.into(),
+            CouponError::Db(fault) => fault.into(),
+        }
+    }
 }

@@ -9,7 +9,6 @@ use utoipa::ToSchema;
 use super::events::CouponState;
 use crate::activity::model::Name;
 use crate::db::{AsDbFault, DbFault};
-use crate::error::{ApiError, Code};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{CouponId, OrderId, UserId};
 use crate::messaging::outbox::{rfc3339, serialize_rfc3339};
@@ -255,20 +254,6 @@ impl AsDbFault for CouponError {
             | Self::NotVoidable(_)
             | Self::Over
             | Self::Key(_) => None,
-        }
-    }
-}
-
-impl From<CouponError> for ApiError {
-    fn from(error: CouponError) -> Self {
-        let text = error.to_string();
-        match error {
-            CouponError::UserUnknown | CouponError::NotFound => Self::new(Code::NotFound, text),
-            CouponError::Unusable(_) => Self::new(Code::CouponUnusable, text),
-            CouponError::NotVoidable(_) => Self::new(Code::TransitionNotAllowed, text),
-            CouponError::Over => Self::invalid("/valid_until", text),
-            CouponError::Key(refusal) => refusal.into(),
-            CouponError::Db(fault) => fault.into(),
         }
     }
 }

@@ -6,9 +6,9 @@ use actix_web::{HttpRequest, HttpResponse, get, post};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::model::{Adjusted, Adjustment, Entry};
+use super::model::{Adjusted, Adjustment, Entry, WalletError};
 use super::service::WalletService;
-use crate::error::FieldError;
+use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, Page, PathId, Staff, Validate, answered,
     request_key, validate_reason,
@@ -89,4 +89,17 @@ pub(crate) async fn my_entries(
 async fn page_of(wallets: &WalletService, user: UserId, page: Page) -> ApiResult<Json<List<Entry>>> {
     let changes = wallets.entries(user, page.after().map(LedgerEntryId), page.rows()).await?;
     Ok(Json(page.list(changes, |change| change.id.0, |change| change)))
+}
+
+impl From<WalletError> for ApiError {
+    fn from(error: WalletError) -> Self {
+        let text = error.to_string();
+        match error {
+            WalletError::UserUnknown => Self::new(Code::NotFound, text),
+            WalletError::Insufficient { .. } => Self::new(Code::BalanceInsufficient, text),
+            WalletError::TooMuch => Self::invalid("/amount_minor", text),
+            WalletError::Key(refusal) => refusal.into(),
+            WalletError::Db(fault) => fault.into(),
+        }
+    }
 }

@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 
 use super::events::BalanceChange;
 use crate::db::{AsDbFault, DbFault};
-use crate::error::{ApiError, Code};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{LedgerEntryId, OrderId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
@@ -113,19 +112,6 @@ impl AsDbFault for WalletError {
         match self {
             Self::Db(fault) => Some(fault),
             Self::UserUnknown | Self::Insufficient { .. } | Self::TooMuch | Self::Key(_) => None,
-        }
-    }
-}
-
-impl From<WalletError> for ApiError {
-    fn from(error: WalletError) -> Self {
-        let text = error.to_string();
-        match error {
-            WalletError::UserUnknown => Self::new(Code::NotFound, text),
-            WalletError::Insufficient { .. } => Self::new(Code::BalanceInsufficient, text),
-            WalletError::TooMuch => Self::invalid("/amount_minor", text),
-            WalletError::Key(refusal) => refusal.into(),
-            WalletError::Db(fault) => fault.into(),
         }
     }
 }

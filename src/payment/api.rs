@@ -5,11 +5,11 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpRequest, HttpResponse, get, post};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
-use super::model::{PaymentView, Refund, RefundState};
+use super::model::{Opened, PaymentView, Refund, RefundState};
 use super::service::{NoticeError, PaymentError, PaymentService, Wish};
 use super::store::Contradiction;
 use crate::error::{ApiError, Code, FieldError};
@@ -17,7 +17,6 @@ use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
     PathName, RawBody, Reason, Staff, Validate, answered, request_key,
 };
-use crate::idempotency::Answered;
 use crate::identity::Caller;
 use crate::ids::{OrderId, RefundId};
 use crate::ports::payment_gateway::{Channel, GatewayError, NoticeHeaders, NoticeRefusal, PaymentMode};
@@ -53,12 +52,6 @@ impl Validate for NewPayment {
     }
 }
 
-/// A payment that waits for its customer.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Opened {
-    pub(super) payment: PaymentView,
-}
-
 /// Opens a payment of the caller's order, or the one of this channel that is open already.
 #[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = NewPayment,
     responses((status = 201, description = "What the client needs in order to pay", body = Opened), OpenRefusals))]
@@ -73,10 +66,7 @@ pub(crate) async fn open(
 ) -> ApiResult<HttpResponse> {
     let key = request_key(caller.user, &req, &key, body.fingerprint);
     let NewPayment { channel, mode, payer } = body.value;
-    let opened = match payments.create(caller.user, id.0, Wish { channel, mode, payer }, key).await? {
-        Answered::Fresh(payment) => Answered::Fresh(Opened { payment }),
-        Answered::Replayed(first) => Answered::Replayed(first),
-    };
+    let opened = payments.create(caller.user, id.0, Wish { channel, mode, payer }, key).await?;
     Ok(answered(StatusCode::CREATED, opened))
 }
 

@@ -117,6 +117,12 @@ impl From<Payment> for PaymentView {
     }
 }
 
+/// A payment that waits for its customer.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Opened {
+    pub payment: PaymentView,
+}
+
 /// Money on its way back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Refund {

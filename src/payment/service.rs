@@ -9,7 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use super::model::{Payment, PaymentState, PaymentView, Refund, RefundState};
+use super::model::{Opened, Payment, PaymentState, PaymentView, Refund, RefundState};
 use super::store::{Contradiction, Source, Statement, Word};
 use super::{refund, store};
 use crate::actors::batching::BatchSettings;
@@ -174,7 +174,7 @@ impl PaymentService {
         order: OrderId,
         wish: Wish,
         key: Option<RequestKey>,
-    ) -> Result<Answered<PaymentView>, PaymentError> {
+    ) -> Result<Answered<Opened>, PaymentError> {
         let gateway = self.gateway(wish.channel)?;
         let (ids, clock, channel) = (self.0.ids.clone(), self.0.clock.clone(), wish.channel);
         let opened = idempotency::once(&self.0.db, &self.0.clock, key, 201, move |tx| {
@@ -190,11 +190,12 @@ impl PaymentService {
         let mut view = PaymentView::from(payment);
         view.params = Some(gateway.create(&wanted).await?);
         info!(payment.id = %id, order.id = %order.id, channel = %view.channel, "Opened payment {id} of order {}", order.id);
+        let opened = Opened { payment: view };
         Ok(match replayed {
-            false => Answered::Fresh(view),
+            false => Answered::Fresh(opened),
             true => {
-                let body = serde_json::to_string(&super::api::Opened { payment: view });
-                Answered::Replayed(Answer { status: 201, body: body.map_err(DbFault::from)? })
+                let body = serde_json::to_string(&opened).map_err(DbFault::from)?;
+                Answered::Replayed(Answer { status: 201, body })
             }
         })
     }

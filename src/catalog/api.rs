@@ -20,8 +20,7 @@ use crate::ids::GoodsId;
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
-refusals!(CreateRefusals: IdempotencyKeyReused, IdempotencyInProgress);
-refusals!(AdjustRefusals: StockInsufficient, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(AdjustRefusals: StockInsufficient);
 
 /// The largest body with a description: its characters may come as `\u` escapes.
 const GOODS_BODY_LIMIT: usize = 32 * 1024;
@@ -119,7 +118,7 @@ pub(crate) async fn list_all(
 
 /// Creates goods with their stock; they are on sale at once.
 #[utoipa::path(tag = "shop", params(IdempotencyKey), request_body = GoodsBody,
-    responses((status = 201, description = "The new goods", body = GoodsView), CreateRefusals))]
+    responses((status = 201, description = "The new goods", body = GoodsView)))]
 #[post("/admin/goods")]
 pub(crate) async fn create(
     catalog: Data<CatalogService>,

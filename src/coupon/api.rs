@@ -22,8 +22,7 @@ use crate::ids::{CouponId, UserId};
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
-refusals!(GiveRefusals: IdempotencyKeyReused, IdempotencyInProgress);
-refusals!(VoidRefusals: TransitionNotAllowed, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(VoidRefusals: TransitionNotAllowed);
 
 /// A coupon to give to a user.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -78,7 +77,7 @@ impl Validate for CouponBody {
 
 /// Gives a user a coupon.
 #[utoipa::path(tag = "coupons", params(IdempotencyKey), request_body = CouponBody,
-    responses((status = 201, description = "The coupon is the user's", body = CouponView), GiveRefusals))]
+    responses((status = 201, description = "The coupon is the user's", body = CouponView)))]
 #[post("/admin/users/{id}/coupons")]
 pub(crate) async fn give(
     coupons: Data<CouponService>,

@@ -26,12 +26,12 @@ use crate::ids::{CouponId, GoodsId, OrderId};
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
-refusals!(CancelRefusals: OrderNotCancellable, IdempotencyKeyReused, Overloaded);
-refusals!(RefundRefusals: OrderNotRefundable, AlreadyRefunded, IdempotencyKeyReused, Overloaded);
-refusals!(MoveRefusals: TransitionNotAllowed, IdempotencyKeyReused, Overloaded);
+refusals!(CancelRefusals: OrderNotCancellable, Overloaded);
+refusals!(RefundRefusals: OrderNotRefundable, AlreadyRefunded, Overloaded);
+refusals!(MoveRefusals: TransitionNotAllowed, Overloaded);
 
 refusals!(PlaceRefusals: GoodsNotFound, PriceMismatch, StockInsufficient, ShippingFeeMismatch, OrderAmountMismatch,
-    CouponNotFound, CouponUnusable, BalanceInsufficient, IdempotencyKeyReused, IdempotencyInProgress, Overloaded);
+    CouponNotFound, CouponUnusable, BalanceInsufficient, Overloaded);
 
 /// Lines one order may have.
 const MOST_LINES: usize = 50;

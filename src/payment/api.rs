@@ -22,9 +22,9 @@ use crate::ids::{OrderId, RefundId};
 use crate::ports::payment_gateway::{Channel, GatewayError, NoticeHeaders, NoticeRefusal, PaymentMode};
 use crate::refusals;
 
-refusals!(OpenRefusals: OrderNotPayable, OrderAlreadyPaid, GatewayRefused, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(OpenRefusals: OrderNotPayable, OrderAlreadyPaid, GatewayRefused);
 refusals!(NoticeRefusals: PaymentMismatch, MalformedRequest, Unauthenticated, NotFound, Overloaded, BodyTooLarge);
-refusals!(DecisionRefusals: TransitionNotAllowed, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(DecisionRefusals: TransitionNotAllowed);
 
 /// How to pay.
 #[derive(Debug, Deserialize, ToSchema)]

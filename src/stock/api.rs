@@ -18,9 +18,9 @@ use crate::identity::Caller;
 use crate::ids::{ActivityId, TakeId};
 use crate::refusals;
 
-refusals!(TakeRefusals: ActivityNotRunning, SoldOut, TakeLimitReached, IdempotencyKeyReused, Overloaded);
-refusals!(ReleaseRefusals: TransitionNotAllowed, IdempotencyKeyReused, IdempotencyInProgress);
-refusals!(AdjustRefusals: TransitionNotAllowed, StockInsufficient, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(TakeRefusals: ActivityNotRunning, SoldOut, TakeLimitReached, Overloaded);
+refusals!(ReleaseRefusals: TransitionNotAllowed);
+refusals!(AdjustRefusals: TransitionNotAllowed, StockInsufficient);
 
 /// Takes one token of the activity.
 ///

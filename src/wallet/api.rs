@@ -18,7 +18,7 @@ use crate::ids::{LedgerEntryId, UserId};
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
-refusals!(AdjustRefusals: BalanceInsufficient, IdempotencyKeyReused, IdempotencyInProgress);
+refusals!(AdjustRefusals: BalanceInsufficient);
 
 /// How a balance is to change.
 #[derive(Debug, Deserialize, ToSchema)]

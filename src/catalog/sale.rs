@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use sea_orm::{ConnectionTrait, DbBackend};
+use sea_orm::ConnectionTrait;
 
 use super::model::{Goods, ReserveError};
 use super::store;
-use crate::db::bulk::{Column, Rows, Script};
+use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::faults;
 use crate::ids::{GoodsId, Ids, LedgerEntryId, OrderId};
@@ -82,11 +82,7 @@ async fn lock_drafts(tx: &Tx, goods: GoodsId, wishes: &[Wish]) -> Result<HashMap
         LEFT JOIN goods_ledger AS l ON l.reference_id = o.id AND l.goods_id = ? AND l.kind = 'sale' \
         ORDER BY o.id";
     let backend = tx.get_database_backend();
-    let lock = match backend {
-        DbBackend::Postgres => " FOR SHARE OF o",
-        DbBackend::MySql => " LOCK IN SHARE MODE",
-        _ => "",
-    };
+    let lock = bulk::for_share(backend, "o");
     let mut orders: Vec<i64> = wishes.iter().map(|wish| wish.order.0).collect();
     orders.sort_unstable();
     orders.dedup();

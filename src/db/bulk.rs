@@ -139,15 +139,34 @@ pub fn update(backend: DbBackend, table: &str, set: &str, on: &str) -> String {
 /// The template of a SELECT that reads and locks each row of `table` that `rows` name by `key`, in the order of the keys:
 /// who locks several never waits in a circle.
 pub fn select_for_update(backend: DbBackend, table: &str, key: &str, named: &str) -> String {
+    let lock = for_update(backend, "t");
     match backend {
-        DbBackend::Postgres => format!(
-            "SELECT t.* FROM {{rows}} JOIN {table} AS t ON t.{key} = r.{named} ORDER BY t.{key} FOR UPDATE OF t"
-        ),
         // The rows are read, and so locked, in the order in which they are named.
         DbBackend::MySql => {
-            format!("SELECT t.* FROM {{rows}} STRAIGHT_JOIN {table} AS t ON t.{key} = r.{named} FOR UPDATE")
+            format!("SELECT t.* FROM {{rows}} STRAIGHT_JOIN {table} AS t ON t.{key} = r.{named}{lock}")
         }
-        _ => format!("SELECT t.* FROM {{rows}} JOIN {table} AS t ON t.{key} = r.{named}"),
+        _ => format!(
+            "SELECT t.* FROM {{rows}} JOIN {table} AS t ON t.{key} = r.{named} ORDER BY t.{key}{lock}"
+        ),
+    }
+}
+
+/// How a SELECT ends that locks the rows of `alias` for changes. MySQL locks those of all its tables; SQLite has one
+/// writer.
+pub fn for_update(backend: DbBackend, alias: &str) -> String {
+    match backend {
+        DbBackend::Postgres => format!(" FOR UPDATE OF {alias}"),
+        DbBackend::MySql => " FOR UPDATE".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// How a SELECT ends that keeps the rows of `alias` as they are, and lets others do so too; as [`for_update`].
+pub fn for_share(backend: DbBackend, alias: &str) -> String {
+    match backend {
+        DbBackend::Postgres => format!(" FOR SHARE OF {alias}"),
+        DbBackend::MySql => " LOCK IN SHARE MODE".to_owned(),
+        _ => String::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use entities::{activity, take};
-use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QuerySelect};
+use sea_orm::{ConnectionTrait, EntityTrait, FromQueryResult, QuerySelect};
 
 use super::changes::no_longer_sold_out;
 use super::events::TakeReleased;
@@ -98,11 +98,7 @@ async fn read(tx: &Tx, takes: &BTreeMap<TakeId, &str>, template: &str) -> Result
 /// How many of the tokens of `takes` lie in each block, the blocks locked.
 async fn freed_by_block(tx: &Tx, takes: &[Take]) -> Result<BTreeMap<i64, i32>, DbFault> {
     let backend = tx.get_database_backend();
-    let lock = match backend {
-        DbBackend::Postgres => " FOR UPDATE OF b",
-        DbBackend::MySql => " FOR UPDATE",
-        _ => "",
-    };
+    let lock = bulk::for_update(backend, "b");
     let sql = format!(
         "SELECT b.id, r.take_id FROM {{rows}} JOIN token_block b ON b.activity_id = r.activity_id \
          AND r.token BETWEEN b.first_token AND b.last_token ORDER BY b.id{lock}"

@@ -227,7 +227,10 @@ pub(super) async fn lock(
     Ok(accounts)
 }
 
-async fn lock_present(tx: &Tx, users: &BTreeSet<UserId>) -> Result<BTreeMap<UserId, Locked>, DbFault> {
+pub(super) async fn lock_present(
+    tx: &Tx,
+    users: &BTreeSet<UserId>,
+) -> Result<BTreeMap<UserId, Locked>, DbFault> {
     let backend = tx.get_database_backend();
     let rows = Rows::new().column("owner", Column::Big(users.iter().map(|user| user.0).collect()));
     let sql = bulk::select_for_update(backend, "wallet_account", "user_id", "owner");

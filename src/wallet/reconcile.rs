@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, QueryResult};
 
-use crate::db::bulk::{Column, Rows, integer, statement};
+use super::ledger;
+use crate::db::bulk::{integer, statement};
 use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::UserId;
 use crate::reconciliation::{Comparison, ComparisonError, Found};
@@ -100,9 +101,7 @@ async fn recount(tx: &Tx, user: UserId) -> Result<Option<String>, DbFault> {
         updated_at = ? WHERE user_id = ?";
     let backend = tx.get_database_backend();
     // The lock comes first, so that the sums are not older than it.
-    let lock = db::bulk::select_for_update(backend, "wallet_account", "user_id", "owner");
-    let rows = Rows::new().column("owner", Column::Big(vec![user.0]));
-    tx.query_all_raw(rows.statement(backend, &lock, [])).await?;
+    ledger::lock_present(tx, &[user].into()).await?;
     let sql = compared(backend, "WHERE a.user_id = ?");
     let row = tx.query_one_raw(statement(backend, &sql, [user.0.into()])).await?;
     let Some(account) = row.as_ref().map(Compared::try_from).transpose()? else { return Ok(None) };

@@ -16,7 +16,8 @@ use sea_orm::{ConnectionTrait, QueryResult};
 use thiserror::Error;
 use tracing::warn;
 
-use super::dead_letter::{self, Cemetery};
+use super::cemetery::Cemetery;
+use super::dead_letter;
 use super::envelope::{Envelope, Undecodable};
 use super::parking::{self, Retries};
 use crate::db::bulk::{Column, Rows};

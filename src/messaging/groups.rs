@@ -7,8 +7,8 @@ use futures_util::future::{join, join_all};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::cemetery::Cemetery;
 use super::consumer::{Consumer, Group, Repeats};
-use super::dead_letter::Cemetery;
 use super::measure::measure_until;
 use super::parking::Retries;
 use crate::db::Database;

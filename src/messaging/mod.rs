@@ -8,6 +8,7 @@
 pub mod api;
 pub mod asyncapi;
 pub mod catalogue;
+mod cemetery;
 pub mod consumer;
 pub mod dead_letter;
 pub mod envelope;

@@ -16,8 +16,8 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, Que
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::cemetery;
 use super::consumer::{Consumer, Effect, HandlerError, Parked, unknown_type};
-use super::dead_letter;
 use super::envelope::Envelope;
 use crate::db::bulk::{Column, Rows};
 use crate::db::{self, Database, DbFault, Tx};
@@ -165,7 +165,7 @@ impl Consumer {
                 };
                 match delay {
                     Some(_) => insert(&tx, row).await,
-                    None => dead_letter::bury(&tx, &ids, &row, now).await,
+                    None => cemetery::bury(&tx, &ids, &row, now).await,
                 }
             }
         });
@@ -301,7 +301,7 @@ impl Consumer {
                 }
                 let Some(delay) = delay else {
                     forget(&tx, *row.id.as_ref()).await?;
-                    return dead_letter::bury(&tx, &ids, &row, now).await;
+                    return cemetery::bury(&tx, &ids, &row, now).await;
                 };
                 row.due_at = Set(now + micros(delay));
                 parked_event::Entity::update(row).exec(&tx).await?;

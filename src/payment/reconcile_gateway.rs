@@ -17,7 +17,7 @@ use super::service::{PaymentError, PaymentService};
 use super::{refund, store};
 use crate::db::{Database, DbFault};
 use crate::ids::{PaymentId, RefundId};
-use crate::ports::clock::{SharedClock, Timestamp};
+use crate::ports::clock::{BEIJING, SharedClock, Timestamp};
 use crate::ports::payment_gateway::{
     Capture, Channel, GatewayError, GatewayState, Movement, PaymentGateway, RefundState as AtGateway,
     StatementLine,
@@ -30,8 +30,6 @@ const ASKED: usize = 500;
 const AT_ONCE: usize = 8;
 /// Rows that are read at a time.
 const PAGE: u64 = 500;
-/// The gateways' calendar is that of China.
-const EAST: TimeDelta = TimeDelta::hours(8);
 /// When the statement of a day is ready, counted from its end.
 const READY: TimeDelta = TimeDelta::hours(10);
 /// How long a payment may be open, or a refund under way, and still be found on the day it moved.
@@ -61,12 +59,12 @@ struct Known {
 
 /// The last day whose statement is ready, as the gateways count days.
 fn last_day(now: Timestamp) -> NaiveDate {
-    (now + EAST - READY).date_naive() - TimeDelta::days(1)
+    (now - READY).with_timezone(&BEIJING).date_naive() - TimeDelta::days(1)
 }
 
 /// When `day` begins, as the gateways count days.
 fn begin_of(day: NaiveDate) -> Timestamp {
-    day.and_time(NaiveTime::MIN).and_utc() - EAST
+    (day.and_time(NaiveTime::MIN) - BEIJING).and_utc()
 }
 
 fn look(subject: String, expected: impl Into<String>, found: impl Into<String>, detail: String) -> Found {

@@ -4,10 +4,16 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, FixedOffset, SubsecRound, TimeDelta, Utc};
 
 /// An instant in UTC, with microseconds: what the database keeps and RFC 3339 shows.
 pub type Timestamp = DateTime<Utc>;
+
+/// The clock of China, which has one time zone and no summer time.
+pub const BEIJING: FixedOffset = match FixedOffset::east_opt(8 * 3600) {
+    Some(offset) => offset,
+    None => unreachable!(),
+};
 
 /// Tells the present instant.
 pub trait Clock: Debug + Send + Sync {

@@ -10,9 +10,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use chrono::FixedOffset;
-use reqwest::redirect::Policy;
-use reqwest::{Client, RequestBuilder, Url};
+use reqwest::{Client, RequestBuilder};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -21,10 +19,8 @@ use tokio::sync::Mutex;
 
 use super::{Delivery, Notice, Notifier, NotifierError};
 use crate::notification::events::NotificationKind;
-use crate::ports::clock::Timestamp;
-
-/// How long a request may take, answer included.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use crate::ports::clock::BEIJING;
+use crate::ports::wire;
 
 /// A token is renewed this long before it expires.
 const MARGIN: Duration = Duration::from_secs(300);
@@ -87,13 +83,8 @@ struct Outcome {
 impl Wechat {
     /// Fails if the address is none.
     pub fn new(config: WechatConfig) -> Result<Self, String> {
-        let url = Url::parse(&config.base_url).map_err(|error| format!("is no URL: {error}"))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err("must begin with https:// (or http://)".to_owned());
-        }
-        let client = Client::builder().timeout(TIMEOUT).redirect(Policy::none());
-        let client = client.build().map_err(|error| format!("no HTTP client: {error}"))?;
-        Ok(Self { client, config, token: Mutex::new(None) })
+        wire::check_url(&config.base_url)?;
+        Ok(Self { client: wire::client(wire::TIMEOUT)?, config, token: Mutex::new(None) })
     }
 
     async fn token(&self) -> Result<SecretString, NotifierError> {
@@ -151,7 +142,7 @@ impl Notifier for Wechat {
             "data": {
                 "thing1": { "value": notice.title.chars().take(LONGEST_THING).collect::<String>() },
                 "character_string2": { "value": order },
-                "time3": { "value": in_beijing(notice.at) },
+                "time3": { "value": notice.at.with_timezone(&BEIJING).format("%Y-%m-%d %H:%M").to_string() },
             },
         });
         let mut outcome = self.post(&message).await?;
@@ -167,26 +158,13 @@ impl Notifier for Wechat {
     }
 }
 
-/// Sends a request and reads its JSON. No error names the URL, which has the token in it.
+/// Sends a request and reads its JSON.
 async fn ask<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, NotifierError> {
-    let lost = |error: reqwest::Error| NotifierError(error.without_url().to_string());
-    let mut response = request.send().await.and_then(reqwest::Response::error_for_status).map_err(lost)?;
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(lost)? {
-        body.extend_from_slice(&chunk);
-        if body.len() > LONGEST_ANSWER {
-            return Err(NotifierError("the answer does not end".to_owned()));
-        }
+    let answer = wire::send(request, LONGEST_ANSWER).await.map_err(|lost| NotifierError(lost.0))?;
+    if !answer.status.is_success() {
+        return Err(NotifierError(answer.status.to_string()));
     }
-    serde_json::from_slice(&body).map_err(|error| NotifierError(format!("no answer to read: {error}")))
-}
-
-/// As people in China read it.
-fn in_beijing(at: Timestamp) -> String {
-    const OFFSET_S: i32 = 8 * 3600;
-    let local =
-        FixedOffset::east_opt(OFFSET_S).map(|offset| at.with_timezone(&offset).format("%Y-%m-%d %H:%M"));
-    local.map(|local| local.to_string()).unwrap_or_default()
+    serde_json::from_slice(&answer.body).map_err(|error| NotifierError(format!("no answer to read: {error}")))
 }
 
 #[cfg(test)]

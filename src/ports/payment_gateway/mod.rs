@@ -15,7 +15,6 @@ pub mod sandbox_page;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod wechat;
-mod wire;
 mod yuan;
 
 use std::fmt;
@@ -30,7 +29,11 @@ use self::sandbox::Sandbox;
 use crate::ids::{PaymentId, RefundId};
 use crate::money::Currency;
 use crate::ports::clock::Timestamp;
+use crate::ports::wire::Unanswered;
 use crate::words::words;
+
+/// The longest answer that is read: a busy shop's statement of a day.
+const LONGEST_ANSWER: usize = 256 << 20;
 
 words! {
     /// Whom a customer pays through.
@@ -155,6 +158,12 @@ pub enum GatewayError {
     /// It was not asked, because it does not do such things.
     #[error("the payment gateway cannot do this: {0}")]
     Unfit(String),
+}
+
+impl From<Unanswered> for GatewayError {
+    fn from(unanswered: Unanswered) -> Self {
+        Self::Unclear(unanswered.0)
+    }
 }
 
 /// What a gateway tells us without being asked.

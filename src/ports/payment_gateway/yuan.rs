@@ -1,16 +1,10 @@
 //! Chinese money and time as the gateways write them: yuan with up to two decimals, and the clock of Beijing.
 
-use chrono::{DateTime, FixedOffset, NaiveDateTime, Utc};
+use chrono::{NaiveDateTime, Utc};
 
 use super::GatewayError;
 use crate::money::{Currency, MOST_MINOR};
-use crate::ports::clock::Timestamp;
-
-/// China has one time zone, without summer time.
-const BEIJING: FixedOffset = match FixedOffset::east_opt(8 * 3600) {
-    Some(offset) => offset,
-    None => unreachable!(),
-};
+use crate::ports::clock::{BEIJING, Timestamp};
 
 /// Fen as yuan, as in `12.34`.
 pub(super) fn yuan(fen: i64) -> String {
@@ -34,14 +28,9 @@ pub(super) fn cny() -> Result<Currency, GatewayError> {
     "CNY".parse().map_err(|_| GatewayError::Unfit("there is no CNY".to_owned()))
 }
 
-/// An instant on the clock of Beijing.
-pub(super) fn in_beijing(at: Timestamp) -> DateTime<FixedOffset> {
-    at.with_timezone(&BEIJING)
-}
-
 /// As Alipay writes instants: `2026-06-01 10:00:00`, in Beijing.
 pub(super) fn local_time(at: Timestamp) -> String {
-    in_beijing(at).format("%Y-%m-%d %H:%M:%S").to_string()
+    at.with_timezone(&BEIJING).format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// What [`local_time`] wrote.

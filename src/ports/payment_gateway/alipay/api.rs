@@ -12,9 +12,10 @@ use serde_json::value::RawValue;
 
 use super::super::rsa::{CannotSign, SigningKey, VerifyingKey};
 use super::super::yuan::local_time;
-use super::super::{GatewayError, InvalidSetting, shortened, wire};
+use super::super::{GatewayError, InvalidSetting, LONGEST_ANSWER, shortened};
 use super::AlipayConfig;
 use crate::ports::clock::SharedClock;
+use crate::ports::wire;
 
 /// How much of an answer is told that cannot be believed, in bytes.
 const LONGEST_QUOTE: usize = 500;
@@ -78,7 +79,7 @@ impl Api {
         let body = Serializer::new(String::new()).append_pair("biz_content", &content).finish();
         let request = self.http.post(self.address(&params));
         let request = request.header(CONTENT_TYPE, "application/x-www-form-urlencoded;charset=utf-8");
-        let answer = wire::send(request.body(body)).await?;
+        let answer = wire::send(request.body(body), LONGEST_ANSWER).await?;
         if !answer.status.is_success() {
             return Err(GatewayError::Unclear(answer.status.to_string()));
         }

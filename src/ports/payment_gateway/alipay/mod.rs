@@ -19,7 +19,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::api::Api;
-use super::wire::{TIMEOUT, check_url};
 use super::yuan::{cny, fen, local_time, parse_local_time, yuan};
 use super::{
     Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, InvalidSetting, Notice,
@@ -28,6 +27,7 @@ use super::{
 };
 use crate::ids::{PaymentId, RefundId};
 use crate::ports::clock::{SharedClock, Timestamp};
+use crate::ports::wire::{TIMEOUT, check_url};
 
 /// Where Alipay is.
 pub const BASE_URL: &str = "https://openapi.alipay.com/gateway.do";

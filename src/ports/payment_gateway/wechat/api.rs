@@ -9,10 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::rsa::{CannotSign, SigningKey, VerifyingKey, nonce};
-use super::super::wire::{self, Answer};
-use super::super::{GatewayError, InvalidSetting, NoticeRefusal};
+use super::super::{GatewayError, InvalidSetting, LONGEST_ANSWER, NoticeRefusal};
 use super::WechatPayConfig;
 use crate::ports::clock::{SharedClock, Timestamp};
+use crate::ports::wire::{self, Answer};
 
 /// How old a signature of WeChat Pay may be, as in its own libraries.
 const FRESH: Duration = Duration::from_secs(5 * 60);
@@ -121,7 +121,7 @@ impl Api {
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        wire::send(request).await
+        Ok(wire::send(request, LONGEST_ANSWER).await?)
     }
 
     fn authorization(&self, method: &Method, url: &Url, body: &str) -> Result<String, CannotSign> {

@@ -19,15 +19,15 @@ use serde_json::{Value, json};
 use self::api::Api;
 use self::model::{Prepaid, PrepaidNative, Refund, Transaction};
 use super::rsa::{CannotSign, nonce};
-use super::wire::{TIMEOUT, check_url};
-use super::yuan::{cny, in_beijing};
+use super::yuan::cny;
 use super::{
     Acknowledgement, Channel, Closing, GatewayError, GatewayState, InvalidSetting, Notice, NoticeHeaders,
     NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder, PaymentParams, RefundOrder, RefundState,
     StatementLine, shortened,
 };
 use crate::ids::{PaymentId, RefundId};
-use crate::ports::clock::{SharedClock, Timestamp};
+use crate::ports::clock::{BEIJING, SharedClock, Timestamp};
+use crate::ports::wire::{TIMEOUT, check_url};
 
 /// Where WeChat Pay is.
 pub const BASE_URL: &str = "https://api.mch.weixin.qq.com";
@@ -151,7 +151,7 @@ impl PaymentGateway for WechatPay {
             "mchid": self.api.merchant(),
             "description": shortened(&order.description, LONGEST_DESCRIPTION),
             "out_trade_no": order.payment_id,
-            "time_expire": in_beijing(order.expires_at).to_rfc3339_opts(SecondsFormat::Secs, false),
+            "time_expire": order.expires_at.with_timezone(&BEIJING).to_rfc3339_opts(SecondsFormat::Secs, false),
             "notify_url": self.notify_url,
             "amount": { "total": order.amount_minor, "currency": order.currency },
         });

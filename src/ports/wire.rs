@@ -1,12 +1,11 @@
-//! Requests to a gateway. Whatever keeps an answer from coming whole and in time leaves open what the gateway did.
+//! Requests to other systems. Whatever keeps an answer from coming whole and in time leaves open what the other did.
 
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, StatusCode};
-
-use super::GatewayError;
+use thiserror::Error;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -14,10 +13,12 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// How long a request may take, answer included.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest answer that is read: a busy shop's statement of a day.
-const LONGEST_ANSWER: usize = 256 << 20;
+/// Why there is no answer.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct Unanswered(pub(super) String);
 
-/// What a gateway answered.
+/// What was answered.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -36,7 +37,7 @@ impl Answer {
     }
 }
 
-/// A client that does not follow redirections: a gateway has none, and what it is told is for it alone.
+/// A client that does not follow redirections: what the other system is told is for it alone.
 pub(super) fn client(timeout: Duration) -> Result<Client, String> {
     let client = Client::builder()
         .user_agent(concat!("tombola/", env!("CARGO_PKG_VERSION")))
@@ -46,15 +47,15 @@ pub(super) fn client(timeout: Duration) -> Result<Client, String> {
     client.build().map_err(|error| format!("no HTTP client: {error}"))
 }
 
-/// Sends a request and reads the answer.
-pub(super) async fn send(request: RequestBuilder) -> Result<Answer, GatewayError> {
-    let unclear = |error: reqwest::Error| GatewayError::Unclear(with_causes(&error.without_url()));
-    let mut response = request.send().await.map_err(unclear)?;
+/// Sends a request and reads the answer, of `longest` bytes at most. No error names the URL, which may hold a secret.
+pub(super) async fn send(request: RequestBuilder, longest: usize) -> Result<Answer, Unanswered> {
+    let lost = |error: reqwest::Error| Unanswered(with_causes(&error.without_url()));
+    let mut response = request.send().await.map_err(lost)?;
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(unclear)? {
+    while let Some(chunk) = response.chunk().await.map_err(lost)? {
         body.extend_from_slice(&chunk);
-        if body.len() > LONGEST_ANSWER {
-            return Err(GatewayError::Unclear("the answer does not end".to_owned()));
+        if body.len() > longest {
+            return Err(Unanswered("the answer does not end".to_owned()));
         }
     }
     Ok(Answer { status: response.status(), headers: response.headers().clone(), body })

@@ -74,8 +74,7 @@ impl Validate for Reason {
 
 /// Names the member `reason` if it is none.
 pub fn validate_reason(reason: &str, errors: &mut Vec<FieldError>) {
-    let length = reason.trim().chars().count();
-    if !(1..=256).contains(&length) || reason.chars().any(char::is_control) {
+    if reason.trim().is_empty() || reason.chars().count() > 256 || reason.chars().any(char::is_control) {
         let detail = "1 to 256 characters, not only blanks, no control characters".to_owned();
         errors.push(FieldError { pointer: "/reason".to_owned(), detail });
     }

@@ -279,8 +279,12 @@ impl PaymentGateway for Sandbox {
         }
         let malformed = |error: serde_json::Error| NoticeRefusal::Malformed(error.to_string());
         let told: SandboxNotice = serde_json::from_slice(body).map_err(malformed)?;
-        if told.transaction_id.is_empty() || told.amount_minor <= 0 {
-            return Err(NoticeRefusal::Malformed("a number or an amount is missing".to_owned()));
+        if !is_transaction_id(&told.transaction_id) {
+            let detail = "transaction_id: 1 to 64 characters, no control characters".to_owned();
+            return Err(NoticeRefusal::Malformed(detail));
+        }
+        if told.amount_minor <= 0 {
+            return Err(NoticeRefusal::Malformed("amount_minor: must be positive".to_owned()));
         }
         let SandboxNotice { payment_id, transaction_id, amount_minor, result } = told;
         let id = format!("{payment_id}:{transaction_id}:{result}");
@@ -343,6 +347,10 @@ impl Payment {
             Standing::Closed => GatewayState::Closed,
         }
     }
+}
+
+fn is_transaction_id(text: &str) -> bool {
+    (1..=64).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 fn signed_text(time: &str, body: &[u8]) -> Vec<u8> {

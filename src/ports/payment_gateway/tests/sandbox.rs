@@ -74,6 +74,9 @@ fn a_notice_is_good_for_five_minutes(#[case] seconds: i64, #[case] stale: bool) 
 #[rstest]
 #[case::unknown_member(&PAID.replace("}", r#","x":1}"#))]
 #[case::no_number(&PAID.replace("T1", ""))]
+#[case::long_number(&PAID.replace("T1", &"界".repeat(65)))]
+#[case::nul_in_the_number(&PAID.replace("T1", r"T\u0000"))]
+#[case::line_in_the_number(&PAID.replace("T1", r"T\n1"))]
 #[case::nothing(&PAID.replace("1234", "0"))]
 #[case::fraction(&PAID.replace("1234", "12.34"))]
 #[case::result(&PAID.replace("success", "SUCCESS"))]
@@ -82,6 +85,13 @@ fn a_signed_notice_may_still_be_malformed(#[case] body: &str) {
     let sandbox = sandbox();
     let header = sandbox.sign(body.as_bytes(), now());
     assert!(matches!(told(&sandbox, &header, body), Err(NoticeRefusal::Malformed(_))));
+}
+
+#[test]
+fn a_transaction_id_may_have_64_characters() {
+    let (sandbox, body) = (sandbox(), PAID.replace("T1", &"界".repeat(64)));
+    let header = sandbox.sign(body.as_bytes(), now());
+    assert!(told(&sandbox, &header, &body).is_ok());
 }
 
 #[test]

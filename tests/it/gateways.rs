@@ -4,8 +4,8 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 
 use crate::support::alipay::FakeAlipay;
-use crate::support::payments::{notice, order_of, pay, signed_notice};
-use crate::support::{Client, Offer, TestApp, eventually, stories};
+use crate::support::payments::{ask_gateways, buy, notice, open, order_of, pay, signed_notice};
+use crate::support::{Client, TestApp, eventually, stories};
 
 stories!(
     a_notice_that_is_repeated_in_a_storm_is_obeyed_once,
@@ -18,24 +18,8 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-async fn buy(app: &TestApp, customer: &Client) -> String {
-    let activity = app.running(Offer::of(1).limit(1).at_price(1234)).await;
-    text(&customer.take(&activity).await.is(201)["order"]["id"])
-}
-
-async fn open(customer: &Client, order: &str, channel: &str) -> String {
-    let body = json!({"channel": channel});
-    text(&customer.post(&format!("/orders/{order}/payments"), body).await.is(201)["payment"]["id"])
-}
-
 async fn state_of(customer: &Client, order: &str) -> Value {
     customer.get(&format!("/orders/{order}")).await.is(200)["state"].clone()
-}
-
-/// Has the gateways asked about what is pending.
-async fn ask_gateways(app: &TestApp) {
-    app.pass(TimeDelta::minutes(2));
-    app.operator().await.post("/admin/jobs/payment_queries/runs", json!({})).await;
 }
 
 async fn a_notice_that_is_repeated_in_a_storm_is_obeyed_once(app: &TestApp) {

@@ -1,64 +1,19 @@
 //! Alipay, as far as stories need it: it takes money, gives it back, and may fall silent.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, LazyLock, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 
 use actix_web::web::{self, Bytes, Data};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use ring::rand::SystemRandom;
-use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
+use actix_web::{HttpRequest, HttpResponse};
+use form_urlencoded::Serializer;
 use serde_json::{Value, json};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tombola::config::Config;
 
-/// Signs for both sides: which key is whose is the business of the adapter's own tests.
-static KEY: LazyLock<Key> = LazyLock::new(Key::generate);
+use super::gateway::{KEY, Key, Notice, Server};
 
-struct Key {
-    private: String,
-    public: String,
-    pair: RsaKeyPair,
-}
-
-impl Key {
-    fn generate() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("key.pem");
-        let file = file.to_str().unwrap();
-        openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", file]);
-        let private = std::fs::read_to_string(file).unwrap();
-        let public = openssl(&["pkey", "-in", file, "-pubout"]);
-        let der = BASE64_STANDARD.decode(inside(&private)).unwrap();
-        Self {
-            pair: RsaKeyPair::from_pkcs8(&der).unwrap(),
-            private: inside(&private),
-            public: inside(&public),
-        }
-    }
-
-    fn sign(&self, text: &str) -> String {
-        let mut signature = vec![0; self.pair.public().modulus_len()];
-        let random = SystemRandom::new();
-        self.pair.sign(&RSA_PKCS1_SHA256, &random, text.as_bytes(), &mut signature).unwrap();
-        BASE64_STANDARD.encode(signature)
-    }
-}
-
-fn openssl(args: &[&str]) -> String {
-    let output = Command::new("openssl").args(args).stderr(Stdio::null()).output();
-    let output = output.expect("the openssl command is needed for this story");
-    assert!(output.status.success(), "openssl {args:?} failed");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// What is between the lines of a PEM file.
-fn inside(pem: &str) -> String {
-    pem.lines().filter(|line| !line.starts_with("-----")).collect()
-}
+const APP: &str = "2014072300007148";
+const SELLER: &str = "2088101106499364";
 
 /// What Alipay knows, by our numbers.
 #[derive(Debug, Default)]
@@ -75,41 +30,26 @@ struct Shared {
 
 /// A server that answers as Alipay does, until it is dropped.
 pub(crate) struct FakeAlipay {
-    url: String,
+    server: Server,
     shared: Arc<Shared>,
-    _stop: oneshot::Sender<()>,
-    _thread: JoinHandle<()>,
 }
 
 impl FakeAlipay {
     pub(crate) async fn start() -> Self {
         let shared = Arc::new(Shared { ledger: Mutex::default(), silent: watch::Sender::new(false) });
-        let (started, url) = oneshot::channel();
-        let (stop, stopping) = oneshot::channel::<()>();
         let data = Data::from(shared.clone());
-        let thread = std::thread::spawn(move || {
-            actix_web::rt::System::new().block_on(async move {
-                let server = HttpServer::new(move || {
-                    App::new().app_data(data.clone()).default_service(web::to(answer))
-                });
-                let server = server.workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
-                started.send(format!("http://{}/gateway.do", server.addrs()[0])).unwrap();
-                let server = server.run();
-                let handle = server.handle();
-                actix_web::rt::spawn(server);
-                let _ = stopping.await;
-                handle.stop(false).await;
-            });
+        let server = Server::start(move |app| {
+            app.app_data(data.clone()).default_service(web::to(answer));
         });
-        Self { url: url.await.unwrap(), shared, _stop: stop, _thread: thread }
+        Self { server: server.await, shared }
     }
 
     /// Makes it the Alipay of a server.
     pub(crate) fn configure(&self, config: &mut Config) {
         let settings = &mut config.payment.alipay;
-        settings.base_url.clone_from(&self.url);
-        settings.app_id = Some("2014072300007148".to_owned());
-        settings.seller_id = Some("2088101106499364".to_owned());
+        settings.base_url = format!("{}/gateway.do", self.server.url);
+        settings.app_id = Some(APP.to_owned());
+        settings.seller_id = Some(SELLER.to_owned());
         settings.private_key = Some(KEY.private.clone().into());
         settings.public_key = Some(KEY.public.clone());
         settings.notify_url = Some("https://shop.example/api/v1/payments/callbacks/alipay".to_owned());
@@ -117,8 +57,7 @@ impl FakeAlipay {
 
     /// A customer pays.
     pub(crate) fn pay(&self, payment: &str, amount_minor: i64) {
-        let yuan = format!("{}.{:02}", amount_minor / 100, amount_minor % 100);
-        self.shared.ledger.lock().unwrap().paid.insert(payment.to_owned(), yuan);
+        self.shared.ledger.lock().unwrap().paid.insert(payment.to_owned(), yuan(amount_minor));
     }
 
     /// It never heard of a payment.
@@ -140,6 +79,45 @@ impl FakeAlipay {
     pub(crate) fn come_back(&self) {
         self.shared.silent.send_replace(false);
     }
+}
+
+/// Alipay's number for the capture of a payment.
+pub(crate) fn trade_no(payment: &str) -> String {
+    format!("2027{payment}")
+}
+
+fn yuan(amount_minor: i64) -> String {
+    format!("{}.{:02}", amount_minor / 100, amount_minor % 100)
+}
+
+/// Tells that a payment was captured, but for `changes`.
+pub(crate) fn notice(payment: &str, amount_minor: i64, changes: &[(&str, &str)], key: &Key) -> Notice {
+    let (trade, amount) = (trade_no(payment), yuan(amount_minor));
+    let mut fields = BTreeMap::from([
+        ("notify_time", "2027-01-15 16:00:01"),
+        ("notify_type", "trade_status_sync"),
+        ("notify_id", "ac05099524730693a8b330c5ecf72da9786"),
+        ("charset", "utf-8"),
+        ("version", "1.0"),
+        ("app_id", APP),
+        ("auth_app_id", APP),
+        ("trade_no", &trade),
+        ("out_trade_no", payment),
+        ("buyer_id", "2088101117955611"),
+        ("seller_id", SELLER),
+        ("trade_status", "TRADE_SUCCESS"),
+        ("total_amount", &amount),
+        ("subject", "月饼 & 100% tea"),
+        ("gmt_create", "2027-01-15 15:59:50"),
+        ("gmt_payment", "2027-01-15 16:00:00"),
+    ]);
+    fields.extend(changes.iter().copied());
+    let text: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let signature = key.sign(&text.join("&"));
+    let mut form = Serializer::new(String::new());
+    form.extend_pairs(fields).append_pair("sign_type", "RSA2").append_pair("sign", &signature);
+    let headers = vec![("content-type", "application/x-www-form-urlencoded; charset=utf-8".to_owned())];
+    Notice { channel: "alipay", headers, body: form.finish() }
 }
 
 async fn answer(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> HttpResponse {
@@ -168,7 +146,7 @@ impl Ledger {
             ("alipay.trade.close", Some(_)) => return refused("ACQ.TRADE_STATUS_ERROR"),
             (_, None) => return refused("ACQ.TRADE_NOT_EXIST"),
             ("alipay.trade.query", Some(amount)) => json!({
-                "trade_no": format!("2027{payment}"), "trade_status": "TRADE_SUCCESS", "total_amount": amount,
+                "trade_no": trade_no(&payment), "trade_status": "TRADE_SUCCESS", "total_amount": amount,
                 "send_pay_date": "2027-01-15 16:00:00", "buyer_user_id": "2088101117955611",
             }),
             ("alipay.trade.refund", Some(_)) => {

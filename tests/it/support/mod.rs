@@ -10,6 +10,7 @@ pub(crate) mod app;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod database;
+pub(crate) mod gateway;
 pub(crate) mod invariants;
 pub(crate) mod ledger;
 pub(crate) mod money;

@@ -1,13 +1,36 @@
 //! Buying and paying, as customers and their gateway do it.
 
+use chrono::TimeDelta;
 use reqwest::Method;
 use ring::hmac;
 use serde_json::{Value, json};
 
-use super::{Answer, Client, TestApp, eventually};
+use super::{Answer, Client, Offer, TestApp, eventually};
 
 /// What the sandbox signs with in stories.
 pub(crate) const SECRET: &str = "the sandbox's secret in stories";
+
+/// A customer's order over 12.34 that waits for a payment.
+pub(crate) async fn buy(app: &TestApp, customer: &Client) -> String {
+    let activity = app.running(Offer::of(1).limit(1).at_price(1234)).await;
+    text(&customer.take(&activity).await.is(201)["order"]["id"])
+}
+
+/// A payment of an order, open at the gateway of `channel`.
+pub(crate) async fn open(customer: &Client, order: &str, channel: &str) -> String {
+    let body = json!({"channel": channel});
+    text(&customer.post(&format!("/orders/{order}/payments"), body).await.is(201)["payment"]["id"])
+}
+
+/// Has the gateways asked about what is pending.
+pub(crate) async fn ask_gateways(app: &TestApp) {
+    app.pass(TimeDelta::minutes(2));
+    app.operator().await.post("/admin/jobs/payment_queries/runs", json!({})).await;
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
 
 /// Opens a payment of an order and has the sandbox tell that it was captured as `transaction`.
 pub(crate) async fn pay(app: &TestApp, customer: &Client, order: &str, transaction: &str) {

@@ -5,6 +5,7 @@ mod activities;
 mod bad_input;
 mod books;
 mod bus;
+mod callbacks;
 mod catalog;
 mod coupons;
 mod dead_letters;

@@ -19,6 +19,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod shop;
 pub(crate) mod spine;
+pub(crate) mod wechat;
 pub(crate) mod wire;
 
 use std::time::Duration;

@@ -20,6 +20,7 @@ mod notifications;
 mod orders;
 mod pay_page;
 mod reconciliation;
+mod refunds;
 mod sessions;
 mod shop;
 mod stock;

@@ -69,8 +69,14 @@ impl TestApp {
 
     /// Another server on the same database.
     pub(crate) async fn another_node(&self) -> Node {
+        self.another_node_with(|_| {}).await
+    }
+
+    /// Another server on the same database, with settings changed.
+    pub(crate) async fn another_node_with(&self, change: impl FnOnce(&mut Config)) -> Node {
         let mut config = self.config.clone();
         config.http.address.set_port(0);
+        change(&mut config);
         Node::start(config, self.clock.clone()).await
     }
 

@@ -45,6 +45,11 @@ impl TestDatabase {
         Self { url: format!("{host}/{name}"), place: Place::Server(engine, server, name) }
     }
 
+    /// Whether several servers can work on it.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.place, Place::Server(..))
+    }
+
     /// A connection to look behind the server's back. The server must have been started once.
     pub(crate) async fn connect(&self) -> DatabaseConnection {
         connect(&self.url).await

@@ -28,8 +28,9 @@ use crate::identity::{
     AccessToken, IdentityError, IdentityService, InvalidPassword, NewPassword, Role, Roles, UserName,
 };
 use crate::ids::DeadLetterId;
-use crate::jobs::{DEAD_LETTER_REPLAY, JobService, JobView, JobsError, LastRun, Run, RunState};
+use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
 use crate::messaging::dead_letter::{DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState};
+use crate::messaging::jobs::DEAD_LETTER_REPLAY;
 use crate::ports::clock::{SharedClock, SystemClock};
 use crate::reconciliation::{DifferenceState, ReconciliationError, ReconciliationService};
 use crate::telemetry::{Telemetry, TelemetryError};

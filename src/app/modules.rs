@@ -9,16 +9,19 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::ground::Ground;
 use crate::activity::ActivityService;
+use crate::activity::jobs::activity_states;
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::catalog::reconcile::GoodsAgainstLedger;
 use crate::catalog::{self, CartService, CatalogService};
 use crate::config::{Config, ShippingConfig};
+use crate::coupon::jobs::coupon_expiry;
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
 use crate::ids::ActivityId;
 use crate::jobs::{self, Host, JobService};
 use crate::messaging::dead_letter::DeadLetters;
 use crate::messaging::groups::Groups;
+use crate::messaging::jobs::{dead_letter_replay, outbox_sweep};
 use crate::messaging::outbox_rows::OutboxRows;
 use crate::messaging::reconcile::{CommittedAgainstSent, SentAgainstApplied};
 use crate::messaging::{consumer, dead_letter, outbox_rows};
@@ -39,6 +42,7 @@ use crate::ports::clock::SharedClock;
 use crate::ports::event_bus::Listener;
 use crate::ports::notifier::Notifier;
 use crate::ports::payment_gateway::{Gateways, InvalidSetting};
+use crate::reconciliation::jobs::reconciliation;
 use crate::reconciliation::{Comparison, ReconciliationService};
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
 use crate::stock::reconcile_orders::TakesAgainstOrders;
@@ -142,12 +146,12 @@ impl Modules {
             dead_letter::log(keep),
         ];
         let all = vec![
-            jobs::activity_states(self.activities.clone(), schedules.activity_states),
-            jobs::coupon_expiry(self.coupons.clone(), schedules.coupon_expiry),
-            jobs::dead_letter_replay(self.dead_letters(ground), schedules.dead_letter_replay),
+            activity_states(self.activities.clone(), schedules.activity_states),
+            coupon_expiry(self.coupons.clone(), schedules.coupon_expiry),
+            dead_letter_replay(self.dead_letters(ground), schedules.dead_letter_replay),
             jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
-            jobs::outbox_sweep(self.outbox(ground), schedules.outbox_sweep),
-            jobs::reconciliation(self.reconciliation(ground), schedules.reconciliation),
+            outbox_sweep(self.outbox(ground), schedules.outbox_sweep),
+            reconciliation(self.reconciliation(ground), schedules.reconciliation),
             order_deadlines(self.orders.clone(), schedules.order_deadlines),
             payment_queries(self.payments.clone(), schedules.payment_queries),
         ];

@@ -11,6 +11,7 @@
 pub mod api;
 pub mod events;
 pub mod groups;
+pub mod jobs;
 pub mod model;
 mod service;
 pub mod store;

@@ -13,17 +13,14 @@
 //!
 //! Most runs find nothing to do. The history (`job_run`) has those that were asked for, did something, took longer than
 //! two seconds, or failed otherwise than the one before; `job_state` has the last run of each job, whatever it was.
+//!
+//! Each module brings its jobs, in its `jobs.rs`; here is the one that serves them all.
 
-mod activity_states;
 pub mod api;
-mod coupon_expiry;
-mod dead_letter_replay;
 mod job;
 mod log_trimming;
 mod model;
-mod outbox_sweep;
 mod params;
-mod reconciliation;
 mod runner;
 mod schedule;
 mod service;
@@ -31,15 +28,10 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use activity_states::activity_states;
-pub use coupon_expiry::coupon_expiry;
-pub use dead_letter_replay::{DEAD_LETTER_REPLAY, dead_letter_replay};
 pub use job::{Job, JobError, RunContext, Summary, Trigger};
 pub use log_trimming::{Log, Stamp, history, log_trimming};
 pub use model::{JobView, JobsError, LastRun, Request, Run, RunState};
-pub use outbox_sweep::outbox_sweep;
 pub use params::{InvalidParams, NoParams, Params, Partitions};
-pub use reconciliation::reconciliation;
 pub use runner::{Host, Runner};
 pub use schedule::{CronSchedule, Schedule};
 pub use service::JobService;

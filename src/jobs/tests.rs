@@ -12,14 +12,17 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::activity::machine::State;
-use crate::activity::tests::{END, START, Story};
+use crate::db::testing::{self, TestDatabase};
 use crate::db::{Database, DbFault};
 use crate::idempotency::Answered;
-use crate::ids::{ActivityId, Ids, JobRunId};
-use crate::ports::clock::{Clock, SharedClock, SystemClock, to_micros};
+use crate::ids::{Ids, JobRunId};
+use crate::ports::clock::{Clock, ManualClock, SharedClock, SystemClock, Timestamp, to_micros};
 
 const PERIOD: Duration = Duration::from_millis(10);
+
+fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(Timestamp::from_timestamp(1_799_913_600, 0).unwrap()))
+}
 
 struct Node {
     runs: Arc<AtomicUsize>,
@@ -61,10 +64,10 @@ impl Node {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_node_runs_a_job_and_another_takes_it_over() {
-    let story = Story::begin().await;
-    let first = Node::start(&story.db, 1, Duration::from_secs(60));
+    let (_place, db) = testing::fresh().await;
+    let first = Node::start(&db, 1, Duration::from_secs(60));
     first.has_run(2).await;
-    let second = Node::start(&story.db, 2, Duration::from_millis(400));
+    let second = Node::start(&db, 2, Duration::from_millis(400));
     first.has_run(20).await;
     assert_eq!(second.runs(), 0);
 
@@ -76,7 +79,7 @@ async fn one_node_runs_a_job_and_another_takes_it_over() {
 
     // … one that dies loses it in time.
     second.task.abort();
-    let third = Node::start(&story.db, 3, Duration::from_secs(60));
+    let third = Node::start(&db, 3, Duration::from_secs(60));
     third.has_run(1).await;
     let runs = second.runs();
     third.has_run(5).await;
@@ -85,9 +88,8 @@ async fn one_node_runs_a_job_and_another_takes_it_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_that_start_at_once_one_gets_the_job() {
-    let story = Story::begin().await;
-    let nodes: Vec<Node> =
-        (1..=8).map(|holder| Node::start(&story.db, holder, Duration::from_secs(60))).collect();
+    let (_place, db) = testing::fresh().await;
+    let nodes: Vec<Node> = (1..=8).map(|holder| Node::start(&db, holder, Duration::from_secs(60))).collect();
     let busy = |nodes: &[Node]| nodes.iter().filter(|node| node.runs() > 0).count();
     while nodes.iter().map(Node::runs).sum::<usize>() < 20 {
         tokio::time::sleep(PERIOD).await;
@@ -97,23 +99,25 @@ async fn of_several_that_start_at_once_one_gets_the_job() {
 
 /// Jobs on a database and a clock of their own.
 struct Stage {
-    story: Story,
+    _place: TestDatabase,
+    db: Database,
+    clock: Arc<ManualClock>,
     jobs: Vec<Job>,
     ids: Vec<Ids>,
 }
 
 impl Stage {
     async fn with(job: Job) -> Self {
-        let story = Story::begin().await;
-        let ids = (0..4).map(|node| Ids::new(node, story.clock.as_ref(), Duration::from_secs(600)));
-        Self { ids: ids.collect(), jobs: vec![job], story }
+        let ((place, db), clock) = (testing::fresh().await, clock());
+        let ids = (0..4).map(|node| Ids::new(node, clock.as_ref(), Duration::from_secs(600))).collect();
+        Self { _place: place, db, clock, jobs: vec![job], ids }
     }
 
     /// The jobs as a node of this number knows them.
     fn node(&self, number: usize) -> JobService {
-        let (clock, ids) = (self.story.clock.clone(), self.ids[number].clone());
+        let (clock, ids) = (self.clock.clone(), self.ids[number].clone());
         let holder = i64::try_from(number).unwrap();
-        JobService::new(Host { db: self.story.db.clone(), clock, ids, holder }, self.jobs.clone())
+        JobService::new(Host { db: self.db.clone(), clock, ids, holder }, self.jobs.clone())
     }
 
     fn start(&self, number: usize) -> (CancellationToken, JoinHandle<()>) {
@@ -133,7 +137,7 @@ impl Stage {
     /// Waits until a node has looked at the job.
     async fn is_seen(&self) {
         let seen = async || {
-            let row = self.story.db.read(|connection| async move {
+            let row = self.db.read(|connection| async move {
                 Ok::<_, DbFault>(entities::job_state::Entity::find().one(&connection).await?)
             });
             row.await.unwrap().is_some()
@@ -183,11 +187,11 @@ async fn moments_that_were_missed_are_served_once() {
     first.await.unwrap();
 
     // While no node ran, and with more than one ready to catch up.
-    stage.story.clock.advance(TimeDelta::days(3));
+    stage.clock.advance(TimeDelta::days(3));
     let (_second, _third) = (stage.start(2), stage.start(3));
     counted(2).await;
     for count in 3..6 {
-        stage.story.clock.advance(TimeDelta::days(1));
+        stage.clock.advance(TimeDelta::days(1));
         counted(count).await;
     }
     assert_eq!(stage.states().await, [RunState::Done]);
@@ -228,7 +232,7 @@ async fn a_run_that_is_cut_short_is_lost_and_its_moment_served_again() {
     .await;
     let (stop, first) = stage.start(1);
     stage.is_seen().await;
-    stage.story.clock.advance(TimeDelta::days(1));
+    stage.clock.advance(TimeDelta::days(1));
     // What takes long is seen while it is under way.
     eventually(async || stage.node(1).list().await.unwrap()[0].running).await;
     assert_eq!(stage.states().await, [RunState::Running]);
@@ -264,7 +268,7 @@ async fn a_command_gives_up_on_a_busy_job_and_a_run_without_its_lease_is_cut_sho
     assert!(matches!(refused, Err(JobsError::Busy { .. })), "{refused:?}");
     assert_eq!(stage.states().await, [RunState::Running]);
 
-    let stealing = stage.story.db.transaction(|tx| async move {
+    let stealing = stage.db.transaction(|tx| async move {
         let steal = entities::job_lease::Entity::update_many()
             .col_expr(entities::job_lease::Column::Holder, Expr::value(9))
             .col_expr(entities::job_lease::Column::ExpiresAt, Expr::value(i64::MAX));
@@ -310,10 +314,10 @@ async fn what_fails_the_same_way_again_is_remembered_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_is_trimmed_by_age_batch_by_batch() {
-    let story = Story::begin().await;
-    let now = to_micros(story.clock.now());
+    let ((_place, db), clock) = (testing::fresh().await, clock());
+    let now = to_micros(clock.now());
     let day = TimeDelta::days(1).num_microseconds().unwrap();
-    let filling = story.db.transaction(move |tx| async move {
+    let filling = db.transaction(move |tx| async move {
         let row = |id: i64, finished_at| entities::job_run::ActiveModel {
             id: Set(id),
             job: Set("work".to_owned()),
@@ -335,11 +339,11 @@ async fn a_log_is_trimmed_by_age_batch_by_batch() {
     filling.await.unwrap();
     let logs =
         vec![Log { table: "no_such_table", ..history(TimeDelta::zero()) }, history(TimeDelta::days(1))];
-    let trimming = |logs| log_trimming(story.db.clone(), story.clock.clone(), Schedule::OnDemand, logs);
+    let trimming = |logs| log_trimming(db.clone(), clock.clone(), Schedule::OnDemand, logs);
     // One table that cannot be trimmed keeps no other from being.
     let failed = once(&trimming(logs)).await.unwrap_err().to_string();
     assert!(failed.contains("could not trim no_such_table"), "{failed}");
-    let left = story.db.read(|connection| async move {
+    let left = db.read(|connection| async move {
         Ok::<_, DbFault>(entities::job_run::Entity::find().count(&connection).await?)
     });
     assert_eq!(left.await.unwrap(), 3);
@@ -352,56 +356,4 @@ async fn a_log_is_trimmed_by_age_batch_by_batch() {
 
 async fn once(job: &Job) -> Result<Summary, JobError> {
     job.run(RunContext { run: JobRunId(1), trigger: Trigger::Command, params: None }).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn activities_start_and_close_on_time() {
-    let story = Story::begin().await;
-    let mut ids = Vec::new();
-    for _ in 0..23 {
-        ids.push(story.approved().await);
-    }
-    let draft = story.create().await;
-    let job = activity_states(story.activities.clone(), Schedule::OnDemand);
-    let all = async |ids: &[ActivityId], state| {
-        for &id in ids {
-            assert_eq!(story.state(id).await, state);
-        }
-    };
-
-    once(&job).await.unwrap();
-    all(&ids, State::Approved).await;
-    story.clock.set(START);
-    once(&job).await.unwrap();
-    all(&ids, State::Running).await;
-    story.clock.set(END - TimeDelta::microseconds(1));
-    let late = story.approved().await;
-    story.clock.set(END);
-    once(&job).await.unwrap();
-    all(&ids, State::Running).await;
-    all(&[late], State::Running).await;
-    story.clock.set(END + TimeDelta::microseconds(1));
-    once(&job).await.unwrap();
-    all(&ids, State::Closed).await;
-    assert_eq!(story.state(draft).await, State::Editing);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_activity_that_fails_does_not_stop_the_others() {
-    let story = Story::begin().await;
-    let broken = story.approved().await;
-    let sound = story.approved().await;
-    let breaking = story.db.transaction(move |tx| async move {
-        let row = entities::activity::ActiveModel {
-            id: Set(broken.0),
-            name: Set(String::new()),
-            ..Default::default()
-        };
-        Ok::<_, DbFault>(entities::activity::Entity::update(row).exec(&tx).await.map(drop)?)
-    });
-    breaking.await.unwrap();
-    story.clock.set(START);
-    let done = once(&activity_states(story.activities.clone(), Schedule::OnDemand)).await;
-    assert!(done.unwrap_err().to_string().contains("nor start 1"));
-    assert_eq!(story.state(sound).await, State::Running);
 }

@@ -10,6 +10,7 @@ use utoipa::IntoParams;
 use super::dead_letter::{
     self, DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState, WholeDeadLetter,
 };
+use super::jobs::DEAD_LETTER_REPLAY;
 use super::outbox_rows::{OutboxRow, OutboxRows, OutboxState};
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
@@ -17,7 +18,7 @@ use crate::http::{
     Reason, Staff, Validate, answered, request_key,
 };
 use crate::ids::{BatchId, DeadLetterId};
-use crate::jobs::{self, JobService, Request, Run, Trigger};
+use crate::jobs::{JobService, Request, Run, Trigger};
 use crate::refusals;
 
 refusals!(ReplayRefusals: TransitionNotAllowed, DeadLetterUnreadable, ConsumerGroupUnknown);
@@ -128,7 +129,7 @@ pub(crate) async fn replay_all(
     let user = operator.0.user;
     let key = request_key(user, &req, &key, body.fingerprint);
     let request = Request { trigger: Trigger::Operator, by: Some(user), params: Some(body.value.params()) };
-    Ok(answered(StatusCode::ACCEPTED, all.request(jobs::DEAD_LETTER_REPLAY, request, key).await?))
+    Ok(answered(StatusCode::ACCEPTED, all.request(DEAD_LETTER_REPLAY, request, key).await?))
 }
 
 /// Decides that a dead letter is not to be applied. It is kept for a while, with the reason.

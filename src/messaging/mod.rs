@@ -13,6 +13,7 @@ pub mod consumer;
 pub mod dead_letter;
 pub mod envelope;
 pub mod groups;
+pub mod jobs;
 mod measure;
 pub mod outbox;
 pub mod outbox_rows;

@@ -7,6 +7,7 @@
 //! applying it looks again and changes nothing.
 
 pub mod api;
+pub mod jobs;
 mod model;
 mod search;
 mod service;

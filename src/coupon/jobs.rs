@@ -1,8 +1,7 @@
-//! Lets coupons expire (JOB-3).
+//! What time does to coupons: it lets them expire (JOB-3).
 
-use super::job::{Job, RunContext, Summary};
-use super::schedule::Schedule;
-use crate::coupon::CouponService;
+use super::CouponService;
+use crate::jobs::{Job, RunContext, Schedule, Summary};
 
 /// The job that ends the unused coupons whose time is over, each with its event.
 pub fn coupon_expiry(coupons: CouponService, schedule: Schedule) -> Job {

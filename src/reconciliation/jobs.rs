@@ -1,8 +1,7 @@
 //! Compares what should agree, regularly (REC-3).
 
-use super::job::{Job, RunContext, Summary};
-use super::schedule::Schedule;
-use crate::reconciliation::ReconciliationService;
+use super::ReconciliationService;
+use crate::jobs::{Job, RunContext, Schedule, Summary};
 
 /// The job that runs every comparison and keeps the differences; it repairs nothing.
 pub fn reconciliation(service: ReconciliationService, schedule: Schedule) -> Job {

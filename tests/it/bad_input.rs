@@ -305,6 +305,7 @@ async fn a_bad_reason_is_refused(app: &TestApp) {
     pay(app, &alice, &paid, "t-1").await;
     order_of(&alice, &paid).becomes("paid").await;
     let take = alice.take(&giveaway).await.take();
+    app.is_quiet().await;
     let routes = [
         (&alice, format!("/orders/{unpaid}/cancel"), json!({})),
         (&alice, format!("/orders/{paid}/refunds"), json!({})),

@@ -4,15 +4,16 @@ use tracing::error;
 
 use super::model::{Refund, RefundCause, RefundState};
 use super::service::{PaymentError, PaymentService};
+use super::store::Contradiction;
 use super::{refund, store};
 use crate::db::{DbFault, Tx, fit};
 use crate::idempotency::{self, Answered, RequestKey};
-use crate::ids::{Ids, RefundId, UserId};
+use crate::ids::{Ids, PaymentId, RefundId, UserId};
 use crate::order::machine::Command;
 use crate::order::model::Cause;
 use crate::order::store::{self as orders, Policy, Step};
 use crate::ports::clock::Timestamp;
-use crate::ports::payment_gateway::{GatewayError, RefundOrder, RefundState as AtGateway};
+use crate::ports::payment_gateway::{Channel, GatewayError, RefundOrder, RefundState as AtGateway};
 
 impl PaymentService {
     /// Refunds in `state`, newest first.
@@ -115,6 +116,23 @@ impl PaymentService {
             Err(refused) => AtGateway::Failed { reason: refused.to_string() },
         };
         self.refund_stands(id, state).await
+    }
+
+    /// Notes what the gateway of `channel` told of a refund of `payment`.
+    pub(super) async fn refund_told(
+        &self,
+        id: RefundId,
+        payment: PaymentId,
+        channel: Channel,
+        state: AtGateway,
+    ) -> Result<(), PaymentError> {
+        let found = self.0.db.read(move |db| async move { refund::find(&db, id).await }).await?;
+        match found {
+            Some(refund) if (refund.payment_id, refund.channel) == (Some(payment), Some(channel)) => {
+                self.refund_stands(id, state).await
+            }
+            _ => Err(PaymentError::Contradiction(Contradiction::Refund)),
+        }
     }
 
     /// Notes where a refund stands at the gateway.

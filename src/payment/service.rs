@@ -245,7 +245,7 @@ impl PaymentService {
             NoticeKind::Pending => return Ok(gateway.acknowledge()),
             NoticeKind::Refund { refund_id, state } => {
                 if let Some(refund) = refund_id {
-                    self.refund_stands(refund, state).await?;
+                    self.refund_told(refund, notice.payment_id, channel, state).await?;
                 }
                 return Ok(gateway.acknowledge());
             }

@@ -59,6 +59,8 @@ pub enum Contradiction {
     Transaction,
     #[error("the transaction belongs to another payment")]
     TransactionTaken,
+    #[error("there is no such refund of the payment")]
+    Refund,
 }
 
 /// Notes what gateways say, and announces what is new; answers each in its place with the payment as it is now.

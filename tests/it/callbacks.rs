@@ -255,9 +255,11 @@ async fn an_order_is_paid_and_refunded_through_wechat(app: &TestApp) {
         wechat::signed(wechat::envelope(event_type, resource), app.clock_seconds(), key)
     };
     notice("REFUND.SUCCESS", &resource, &STRANGER).refused(app, 401, "unauthenticated").await;
-    let mut other = resource.clone();
-    other["mchid"] = "1230000110".into();
-    notice("REFUND.SUCCESS", &other, &KEY).refused(app, 422, "payment_mismatch").await;
+    for (member, value) in [("mchid", "1230000110"), ("out_trade_no", "1"), ("out_refund_no", "1")] {
+        let mut other = resource.clone();
+        other[member] = value.into();
+        notice("REFUND.SUCCESS", &other, &KEY).refused(app, 422, "payment_mismatch").await;
+    }
     assert_eq!(purchase.see("").await["state"], "refunding");
 
     let refunded = notice("REFUND.SUCCESS", &resource, &KEY);

@@ -10,7 +10,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -20,7 +19,7 @@ use secrecy::ExposeSecret;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{self, App, Ground, Running, StartError};
+use crate::app::{self, App, Ground, Running, StartError, TimeSource};
 use crate::config::{Config, ConfigError, Loaded, Sources};
 use crate::demo::{self, Pace};
 use crate::idempotency::Answered;
@@ -31,7 +30,6 @@ use crate::ids::DeadLetterId;
 use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
 use crate::messaging::dead_letter::{DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState};
 use crate::messaging::jobs::DEAD_LETTER_REPLAY;
-use crate::ports::clock::{SharedClock, SystemClock};
 use crate::reconciliation::{DifferenceState, ReconciliationError, ReconciliationService};
 use crate::telemetry::{Telemetry, TelemetryError};
 
@@ -303,38 +301,38 @@ impl Command {
             Self::User(UserCommand::Add { name, roles, password_stdin }) => {
                 let password = if password_stdin { Some(read_password()?) } else { None };
                 let config = sources.load()?.config;
-                beside_the_server(&config, async |ground, clock| {
-                    let (_, identity) = ground.identity(&config, clock).await?;
+                beside_the_server(&config, async |ground| {
+                    let (_, identity) = ground.identity(&config).await?;
                     add_user(&identity, name, roles.into_iter().collect(), password).await
                 })
             }
             Self::Token(args) => {
                 let config = sources.load()?.config;
                 let ttl = args.ttl_s.map_or(config.auth.token_ttl, Duration::from_secs);
-                beside_the_server(&config, async |ground, clock| {
-                    let (_, identity) = ground.identity(&config, clock).await?;
+                beside_the_server(&config, async |ground| {
+                    let (_, identity) = ground.identity(&config).await?;
                     let tokens = identity.mint_customers(args.count, ttl);
                     write_tokens(tokens, &args.out).await
                 })
             }
             Self::Reconcile { apply } => {
                 let config = sources.load()?.config;
-                beside_the_server(&config, async |ground, clock| {
-                    let modules = app::modules_for_command(ground, &config, clock)?;
+                beside_the_server(&config, async |ground| {
+                    let modules = app::modules_for_command(ground, &config)?;
                     reconcile(&modules.reconciliation(ground), apply).await
                 })
             }
             Self::Job(command) => {
                 let config = sources.load()?.config;
-                beside_the_server(&config, async |ground, clock| {
-                    let modules = app::modules_for_command(ground, &config, clock)?;
+                beside_the_server(&config, async |ground| {
+                    let modules = app::modules_for_command(ground, &config)?;
                     command.run(&modules.jobs(ground)).await
                 })
             }
             Self::DeadLetter(command) => {
                 let config = sources.load()?.config;
-                beside_the_server(&config, async |ground, clock| {
-                    let modules = app::modules_for_command(ground, &config, clock)?;
+                beside_the_server(&config, async |ground| {
+                    let modules = app::modules_for_command(ground, &config)?;
                     command.run(&modules.dead_letters(ground), &modules.jobs(ground)).await
                 })
             }
@@ -485,11 +483,11 @@ fn serve(config: Config, demo: bool) -> Result<(), Failure> {
     }
     with_telemetry(&config, async {
         let mut signals = Signals::listen()?;
-        let running = App::start(config.clone(), clock()).await?;
+        let running = App::start(config.clone(), TimeSource::Database).await?;
         banner(&config, &running, demo)?;
         let shoppers = async {
             if demo {
-                demo::run(running.address, clock(), Pace::default()).await;
+                demo::run(running.address, running.clock().clone(), Pace::default()).await;
             }
             std::future::pending::<()>().await;
         };
@@ -510,12 +508,11 @@ fn serve(config: Config, demo: bool) -> Result<(), Failure> {
 /// Runs `work` on the database, whether or not a server uses it at the same time.
 fn beside_the_server(
     config: &Config,
-    work: impl AsyncFnOnce(&Ground, &SharedClock) -> Result<(), Failure>,
+    work: impl AsyncFnOnce(&Ground) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     with_telemetry(config, async {
-        let clock = clock();
-        let ground = Ground::for_command(config, &clock).await?;
-        let done = work(&ground, &clock).await;
+        let ground = Ground::for_command(config).await?;
+        let done = work(&ground).await;
         ground.close().await;
         done
     })
@@ -600,10 +597,6 @@ fn with_telemetry(config: &Config, work: impl Future<Output = Result<(), Failure
     let done = actix_web::rt::System::new().block_on(work);
     telemetry.flush();
     done
-}
-
-fn clock() -> SharedClock {
-    Arc::new(SystemClock)
 }
 
 /// What a person at a terminal wants to know first.

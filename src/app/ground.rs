@@ -2,32 +2,46 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::runtime::{Handle, Runtime};
+use tokio::task::JoinSet;
 
 use super::StartError;
 use crate::cluster::{Cluster, Membership};
 use crate::config::Config;
-use crate::db::{Database, DbFault};
+use crate::db::{Database, DatabaseClock, DbFault};
 use crate::identity::{IdentityService, TokenStore};
-use crate::ports::clock::SharedClock;
+use crate::ports::clock::{SharedClock, SystemClock};
 
 /// Threads for database work, at least.
 const FEWEST_DATABASE_THREADS: usize = 2;
+
+/// What tells the time.
+#[derive(Debug, Clone)]
+pub enum TimeSource {
+    /// The clock that all nodes share: the database's. A SQLite file is used on one machine, whose own clock it is.
+    Database,
+    /// This one, as in tests.
+    Clock(SharedClock),
+}
 
 /// The database and this process's place among those that use it: what a server and a command beside it both need.
 #[derive(Debug)]
 pub struct Ground {
     pub db: Database,
+    pub clock: SharedClock,
     pub cluster: Cluster,
     pub(super) runtime: DatabaseRuntime,
+    /// Keeps the clock right; ends when dropped.
+    timekeeping: JoinSet<()>,
     /// Keeps a second server from the same SQLite file.
     _lock: Option<File>,
 }
 
 impl Ground {
     /// Opens the database for the server, bringing its tables up to date if the configuration says so.
-    pub async fn for_server(config: &Config, clock: &SharedClock) -> Result<Self, StartError> {
+    pub async fn for_server(config: &Config, time: TimeSource) -> Result<Self, StartError> {
         let lock = lock_data_directory(config)?;
         let runtime = DatabaseRuntime::start()?;
         let db = connect(config, runtime.handle()).await?;
@@ -35,17 +49,17 @@ impl Ground {
             db.migrate().await.map_err(|fault| unusable(config, fault))?;
         }
         let membership = if lock.is_some() { Membership::Alone } else { Membership::Shared };
-        Self::join(db, runtime, lock, membership, config, clock).await
+        Self::join(db, runtime, lock, membership, config, time).await
     }
 
     /// Opens the database for a command that may run beside the server.
-    pub async fn for_command(config: &Config, clock: &SharedClock) -> Result<Self, StartError> {
+    pub async fn for_command(config: &Config) -> Result<Self, StartError> {
         let runtime = DatabaseRuntime::start()?;
         let db = connect(config, runtime.handle()).await?;
         if config.database.migrate_on_start {
             db.migrate().await.map_err(|fault| unusable(config, fault))?;
         }
-        Self::join(db, runtime, None, Membership::Shared, config, clock).await
+        Self::join(db, runtime, None, Membership::Shared, config, TimeSource::Database).await
     }
 
     async fn join(
@@ -54,23 +68,33 @@ impl Ground {
         lock: Option<File>,
         membership: Membership,
         config: &Config,
-        clock: &SharedClock,
+        time: TimeSource,
     ) -> Result<Self, StartError> {
         match db.pending_migrations().await.map_err(|fault| unusable(config, fault))? {
             0 => {}
             pending => return Err(StartError::NotMigrated(pending)),
         }
+        let mut timekeeping = JoinSet::new();
+        let clock: SharedClock = match time {
+            TimeSource::Clock(clock) => clock,
+            TimeSource::Database if config.database_settings()?.sqlite_file().is_some() => {
+                Arc::new(SystemClock)
+            }
+            TimeSource::Database => {
+                let clock = DatabaseClock::of(&db).await.map_err(|fault| unusable(config, fault))?;
+                let (clock, db) = (Arc::new(clock), db.clone());
+                let followed = clock.clone();
+                timekeeping.spawn_on(async move { followed.follow(&db).await }, runtime.handle());
+                clock
+            }
+        };
         let cluster = Cluster::join(&db, membership, clock.as_ref(), runtime.handle()).await?;
-        Ok(Self { db, cluster, runtime, _lock: lock })
+        Ok(Self { db, clock, cluster, runtime, timekeeping, _lock: lock })
     }
 
     /// Sessions and users.
-    pub async fn identity(
-        &self,
-        config: &Config,
-        clock: &SharedClock,
-    ) -> Result<(TokenStore, IdentityService), StartError> {
-        let Self { db, cluster, .. } = self;
+    pub async fn identity(&self, config: &Config) -> Result<(TokenStore, IdentityService), StartError> {
+        let Self { db, clock, cluster, .. } = self;
         let (keys, ttl) = (config.signing_keys()?, config.auth.token_ttl);
         let ids = cluster.ids().clone();
         let tokens = TokenStore::open(db.clone(), keys, ttl, clock.clone(), ids.clone()).await?;
@@ -80,7 +104,8 @@ impl Ground {
     }
 
     /// Closes the database.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        self.timekeeping.abort_all();
         self.cluster.leave();
         self.db.close().await;
     }

@@ -20,8 +20,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use self::ground::Ground;
 use self::ground::{DatabaseRuntime, connect, unusable};
+pub use self::ground::{Ground, TimeSource};
 pub use self::modules::{Modules, Ports};
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::{BusConfig, Config, ServerRole};
@@ -34,7 +34,7 @@ use crate::ids::EventId;
 use crate::lease;
 use crate::messaging::groups::Groups;
 use crate::messaging::relay::Relay;
-use crate::ports::clock::SharedClock;
+use crate::ports::clock::{SharedClock, SystemClock};
 use crate::ports::event_bus::EventBus;
 use crate::ports::event_bus::embedded::EmbeddedBus;
 use crate::ports::event_bus::rabbitmq::RabbitMq;
@@ -89,12 +89,8 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
 }
 
 /// The modules for a command that may run beside the server.
-pub fn modules_for_command(
-    ground: &Ground,
-    config: &Config,
-    clock: &SharedClock,
-) -> Result<Modules, StartError> {
-    Ok(Modules::for_command(ground, config, clock, Ports::new(config, clock)?))
+pub fn modules_for_command(ground: &Ground, config: &Config) -> Result<Modules, StartError> {
+    Ok(Modules::for_command(ground, config, Ports::new(config, &ground.clock)?))
 }
 
 /// Starts the server.
@@ -124,19 +120,19 @@ pub struct Running {
 
 impl App {
     /// Starts a server within the current actix system. Several may run in one process.
-    pub async fn start(config: Config, clock: SharedClock) -> Result<Running, StartError> {
-        let metrics = telemetry::metrics(clock.as_ref());
-        let ground = Ground::for_server(&config, &clock).await?;
+    pub async fn start(config: Config, time: TimeSource) -> Result<Running, StartError> {
+        let metrics = telemetry::metrics(&SystemClock);
+        let ground = Ground::for_server(&config, time).await?;
         let Ground { db, cluster, .. } = &ground;
         let runtime = ground.runtime.handle();
         lease::forget_the_dead(db).await.map_err(|fault| unusable(&config, fault))?;
 
-        let (tokens, identity) = ground.identity(&config, &clock).await?;
+        let (tokens, identity) = ground.identity(&config).await?;
         let first_operator = match config.is_embedded() {
             true => first_operator(&identity).await?,
             false => None,
         };
-        let modules = Modules::for_server(&ground, &config, &clock, Ports::new(&config, &clock)?);
+        let modules = Modules::for_server(&ground, &config, Ports::new(&config, &ground.clock)?);
 
         let mut upkeep = JoinSet::new();
         upkeep.spawn_on(telemetry::keep_up(metrics.clone()), runtime);
@@ -203,6 +199,11 @@ impl App {
 }
 
 impl Running {
+    /// By what it tells the time.
+    pub fn clock(&self) -> &SharedClock {
+        &self.ground.clock
+    }
+
     /// Waits until the server can no longer do its work and must be stopped.
     pub async fn failed(&self) {
         self.ground.cluster.lost().await;

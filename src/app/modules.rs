@@ -84,36 +84,35 @@ pub struct Modules {
 
 impl Modules {
     /// Modules with actors. Must be called within an actix `System`.
-    pub fn for_server(ground: &Ground, config: &Config, clock: &SharedClock, ports: Ports) -> Self {
+    pub fn for_server(ground: &Ground, config: &Config, ports: Ports) -> Self {
         let stock = StockService::new(
             ground.db.clone(),
             ground.cluster.clone(),
-            clock.clone(),
+            ground.clock.clone(),
             terms(config),
             batches(config),
         );
         let actors = stock.clone();
         let on_change = move |activity| actors.activity_changed(activity);
-        let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
-        let catalog = CatalogService::new(db, ids, clock.clone(), config.shop.currency, batches(config));
-        let modules = Self::new(ground, config, clock, ports, Arc::new(on_change), Some(batches(config)));
+        let (db, ids, clock) = (ground.db.clone(), ground.cluster.ids().clone(), ground.clock.clone());
+        let catalog = CatalogService::new(db, ids, clock, config.shop.currency, batches(config));
+        let modules = Self::new(ground, config, ports, Arc::new(on_change), Some(batches(config)));
         Self { stock: Some(stock), catalog: Some(catalog), ..modules }
     }
 
     /// Modules without actors: on this node nobody has to be told what they change.
-    pub fn for_command(ground: &Ground, config: &Config, clock: &SharedClock, ports: Ports) -> Self {
-        Self::new(ground, config, clock, ports, Arc::new(|_| {}), None)
+    pub fn for_command(ground: &Ground, config: &Config, ports: Ports) -> Self {
+        Self::new(ground, config, ports, Arc::new(|_| {}), None)
     }
 
     fn new(
         ground: &Ground,
         config: &Config,
-        clock: &SharedClock,
         ports: Ports,
         on_change: Arc<dyn Fn(ActivityId) + Send + Sync>,
         batches: Option<BatchSettings>,
     ) -> Self {
-        let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
+        let (db, ids, clock) = (ground.db.clone(), ground.cluster.ids().clone(), ground.clock.clone());
         let (policy, currency) = (policy(config), config.shop.currency);
         let Ports { gateways, notifier } = ports;
         let payments = PaymentService::new(db.clone(), ids.clone(), clock.clone(), gateways, policy, batches);
@@ -128,7 +127,7 @@ impl Modules {
             payments,
             notifier,
             config: Arc::new(config.clone()),
-            clock: clock.clone(),
+            clock,
         }
     }
 

@@ -5,7 +5,6 @@ use sea_orm::{EntityTrait, PaginatorTrait};
 use super::*;
 use crate::config::Sources;
 use crate::demo::{self, Pace};
-use crate::ports::clock::SystemClock;
 
 fn config(directory: &Path) -> Config {
     let url = format!("sqlite://{}", directory.join("data/shop.db").display());
@@ -23,26 +22,25 @@ async fn status(running: &Running, path: &str) -> u16 {
 async fn a_server_starts_on_nothing_stops_and_starts_again() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let directory = tempfile::tempdir().unwrap();
-    let clock: SharedClock = Arc::new(SystemClock);
-    let running = App::start(config(directory.path()), clock.clone()).await.unwrap();
+    let running = App::start(config(directory.path()), TimeSource::Database).await.unwrap();
     assert!(running.first_operator.is_some());
     assert_eq!(status(&running, "/livez").await, 200);
     assert_eq!(status(&running, "/readyz").await, 200);
 
-    let second = App::start(config(directory.path()), clock.clone()).await;
+    let second = App::start(config(directory.path()), TimeSource::Database).await;
     assert!(matches!(second, Err(StartError::DataDirectoryInUse(_))), "{second:?}");
-    let command = Ground::for_command(&config(directory.path()), &clock).await.unwrap();
+    let command = Ground::for_command(&config(directory.path())).await.unwrap();
     assert_eq!((running.ground.cluster.node(), command.cluster.node()), (0, 1));
     command.close().await;
 
     let elsewhere = tempfile::tempdir().unwrap();
-    let other = App::start(config(elsewhere.path()), clock.clone()).await.unwrap();
+    let other = App::start(config(elsewhere.path()), TimeSource::Database).await.unwrap();
     assert_eq!(status(&other, "/readyz").await, 200);
     other.stop().await;
     assert_eq!(status(&running, "/readyz").await, 200);
 
     running.stop().await;
-    let again = App::start(config(directory.path()), clock).await.unwrap();
+    let again = App::start(config(directory.path()), TimeSource::Database).await.unwrap();
     assert!(again.first_operator.is_none());
     assert_eq!(again.ground.cluster.node(), 0);
     again.stop().await;
@@ -52,11 +50,10 @@ async fn a_server_starts_on_nothing_stops_and_starts_again() {
 async fn the_demo_sells_out_and_starts_again() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let directory = tempfile::tempdir().unwrap();
-    let clock: SharedClock = Arc::new(SystemClock);
-    let running = App::start(config(directory.path()), clock.clone()).await.unwrap();
+    let running = App::start(config(directory.path()), TimeSource::Database).await.unwrap();
     let (pause, db) = (Duration::from_millis(1), running.ground.db.clone());
     let pace = Pace { stock: 20, between_takes: pause, between_sales: pause };
-    let shoppers = actix_web::rt::spawn(demo::run(running.address, clock, pace));
+    let shoppers = actix_web::rt::spawn(demo::run(running.address, running.clock().clone(), pace));
     let takes = async || {
         let count =
             db.read(|c| async move { Ok::<_, DbFault>(entities::take::Entity::find().count(&c).await?) });

@@ -6,6 +6,7 @@
 //! is given up as unknown and the pool replaced, because a stalled peer never gives its connection back (R3).
 
 pub mod bulk;
+mod clock;
 mod connect;
 mod fault;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+pub use clock::DatabaseClock;
 pub use connect::{DatabaseSettings, InvalidDatabaseUrl};
 pub use fault::{AsDbFault, DbFault};
 pub use tx::Tx;

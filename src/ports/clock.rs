@@ -24,7 +24,8 @@ pub trait Clock: Debug + Send + Sync {
 /// A clock to hand around.
 pub type SharedClock = Arc<dyn Clock>;
 
-/// The operating system's clock.
+/// The operating system's clock: on a node with a database of its own the one that counts, else see
+/// [`DatabaseClock`](crate::db::DatabaseClock).
 #[derive(Debug, Default, Clone, Copy)]
 pub struct SystemClock;
 

@@ -5,6 +5,7 @@
 //! crowd was told is held against the database. A fault that was never seen fails its test as well.
 
 mod broker;
+mod clock;
 mod crash;
 mod crowd;
 mod database;

@@ -563,7 +563,7 @@ async fn eventually(holds: impl AsyncFn() -> bool) {
 }
 
 /// Waits until every event was applied and no draft is left.
-async fn until_quiet(database: &DatabaseConnection) {
+pub(super) async fn until_quiet(database: &DatabaseConnection) {
     const UNDONE: &str = "SELECT (SELECT count(*) FROM outbox WHERE sent_at IS NULL) \
         + (SELECT count(*) FROM queued_events) + (SELECT count(*) FROM parked_event) \
         + (SELECT count(*) FROM orders WHERE state = 'draft')";

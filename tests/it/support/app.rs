@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, PaginatorTrait, QueryFilter};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, oneshot};
-use tombola::app::App;
+use tombola::app::{App, TimeSource};
 use tombola::config::Config;
 use tombola::db::{Database, DatabaseSettings};
 use tombola::jobs::Schedule;
@@ -269,7 +269,7 @@ impl Node {
         let (stop, stopping) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             actix_web::rt::System::new().block_on(async move {
-                let running = App::start(config, clock).await.expect("the server starts");
+                let running = App::start(config, TimeSource::Clock(clock)).await.expect("the server starts");
                 started.send(running.address).expect("somebody waits for it");
                 let _ = stopping.await;
                 running.stop().await;

@@ -78,6 +78,18 @@ impl Launch {
         self
     }
 
+    /// On a machine whose wall clock is `seconds` ahead.
+    pub(crate) fn ahead_by(self, seconds: u32) -> Self {
+        let library = self.directory.path().join("wall_clock.so");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/wall_clock.c");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", &format!("-DOFFSET_S={seconds}"), source, "-o"]).arg(&library);
+        assert!(compiler.status().is_ok_and(|status| status.success()), "{source} cannot be compiled");
+        let mut launch = self;
+        launch.environment.insert("LD_PRELOAD".to_owned(), library.display().to_string());
+        launch
+    }
+
     /// Starts the server without waiting until it is ready.
     pub(crate) fn spawn(&self) -> Server {
         let log = self.directory.path().join("log");

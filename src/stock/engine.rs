@@ -236,6 +236,7 @@ impl StockEngine {
         let outcome = self.commit(batch, &drafts, doubts).await;
         match outcome {
             Outcome::Committed => {
+                let _ = faults::point("before_reply").await;
                 answer(drafts, block, &mut self.window);
                 faults::point("after_reply").await.map_err(DbFault::from)?;
             }

@@ -29,9 +29,8 @@ const KILLS: &[&str] = &[
     "before_commit=kill@30",
     "after_commit=kill@3",
     "after_commit=kill@12",
-    "after_commit=kill@20",
-    "after_commit=kill@26",
-    "after_commit=kill@31",
+    "before_reply=kill@1",
+    "before_reply=kill@5",
     "after_reply=kill@1",
     "after_reply=kill@6",
 ];

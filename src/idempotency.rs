@@ -120,6 +120,16 @@ where
     }
 }
 
+/// What a repeat of the request with `key` is told, if an answer is kept.
+pub async fn kept<T, E>(db: &Database, key: Option<RequestKey>) -> Result<Option<Answered<T>>, E>
+where
+    E: From<DbFault> + From<KeyRefusal>,
+{
+    let Some(key) = key else { return Ok(None) };
+    let kept: Result<_, DbFault> = db.read(move |db| async move { kept_answers(&db, &[key]).await }).await;
+    kept?.pop().map(|(first, answer)| key.replay(&first, answer)).transpose().map_err(E::from)
+}
+
 /// Claims `key` for the open transaction, or tells what was answered earlier under its id.
 async fn claim(tx: &Tx, key: &RequestKey, now: i64) -> Result<Option<(RequestKey, Answer)>, DbFault> {
     const CLAIM: &str =

@@ -27,7 +27,7 @@ use crate::coupon::model::CouponError;
 use crate::coupon::store as coupons;
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::faults;
-use crate::idempotency::{Answered, KeyRefusal, RequestKey};
+use crate::idempotency::{self, Answered, KeyRefusal, RequestKey};
 use crate::ids::{GoodsId, Ids, NodeNumberLost, OrderId, UserId};
 use crate::money::Currency;
 use crate::ports::clock::SharedClock;
@@ -102,7 +102,8 @@ impl Checkout {
         wish: Wish,
         key: Option<RequestKey>,
     ) -> Result<Answered<Order>, CheckoutError> {
-        if let Some(first) = self.kept(key).await? {
+        // Before the prices of today are looked at.
+        if let Some(first) = idempotency::kept::<_, CheckoutError>(&self.db, key).await? {
             return Ok(first);
         }
         let checkout = self.clone();
@@ -110,19 +111,9 @@ impl Checkout {
         placing.await.map_err(|_| CheckoutError::Unanswered)?
     }
 
-    /// What a repeat is told, before the prices of today are looked at.
-    async fn kept(&self, key: Option<RequestKey>) -> Result<Option<Answered<Order>>, CheckoutError> {
-        let Some(key) = key else { return Ok(None) };
-        let kept = self.db.read(move |db| async move { crate::idempotency::kept_answers(&db, &[key]).await });
-        match kept.await?.pop() {
-            None => Ok(None),
-            Some((first, answer)) => Ok(Some(key.replay(&first, answer)?)),
-        }
-    }
-
     /// What the request with `key` that was faster is answered; a refusal while it is under way.
     async fn first(&self, key: Option<RequestKey>) -> Result<Option<Answered<Order>>, CheckoutError> {
-        if let Some(first) = self.kept(key).await? {
+        if let Some(first) = idempotency::kept::<_, CheckoutError>(&self.db, key).await? {
             return Ok(Some(first));
         }
         let keys = key.map(|key| key.id).into_iter().collect();

@@ -233,9 +233,9 @@ impl Shop {
             self.going_back.remove(&PaymentId(payment));
         }
         let now = self.now;
-        let settling = self.db.transaction(move |tx| async move {
-            refunds::advance(&tx, id, &[RefundState::Requested], to, None, None, now).await
-        });
+        let settling = self
+            .db
+            .transaction(move |tx| async move { refunds::advance(&tx, id, to, None, None, now).await });
         assert!(settling.await.unwrap());
     }
 

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
+use super::machine::Contradiction;
 use super::model::{Opened, PaymentView, Refund, RefundState};
 use super::service::{NoticeError, PaymentError, PaymentService, Wish};
-use super::store::Contradiction;
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,

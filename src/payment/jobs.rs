@@ -27,7 +27,7 @@ pub fn payment_queries(payments: PaymentService, schedule: Schedule) -> Job {
                 after = last.id;
                 let answers = stream::iter(page).map(|payment| {
                     let payments = &payments;
-                    async move { payments.ask(&payment).await }
+                    async move { payments.follow_up(&payment).await }
                 });
                 for answer in answers.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
                     match answer {

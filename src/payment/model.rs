@@ -56,6 +56,8 @@ pub struct Payment {
     pub currency: Currency,
     /// The gateway's name for the capture.
     pub transaction_id: Option<String>,
+    /// Who paid, as the gateway names them.
+    pub payer: Option<String>,
     pub failure: Option<String>,
     pub created_at: Timestamp,
     pub settled_at: Option<Timestamp>,
@@ -74,6 +76,7 @@ impl TryFrom<payment::Model> for Payment {
             amount_minor: row.amount_minor,
             currency: row.currency.parse().map_err(|_| DbFault::Missing("a known currency"))?,
             transaction_id: row.transaction_id,
+            payer: row.payer,
             failure: row.failure,
             created_at: from_micros(row.created_at),
             settled_at: row.settled_at.map(from_micros),

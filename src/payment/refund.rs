@@ -10,6 +10,7 @@ use sea_orm::{
 };
 
 use super::events::{RefundApproved, RefundRequested};
+use super::machine::refund_origins;
 use super::model::{Refund, RefundCause, RefundState};
 use super::store::Captured;
 use crate::db::bulk::{Column, Rows, Script};
@@ -176,11 +177,10 @@ pub async fn page(
     rows.into_iter().map(Refund::try_from).collect()
 }
 
-/// Moves a refund on from any of `from`; `false` if it is in none of them.
+/// Moves a refund on; `false` if it is in no state that leads to `to`.
 pub async fn advance(
     tx: &Tx,
     id: RefundId,
-    from: &[RefundState],
     to: RefundState,
     by: Option<UserId>,
     failure: Option<&str>,
@@ -194,7 +194,7 @@ pub async fn advance(
         .col_expr(refund::Column::Version, Expr::col(refund::Column::Version).add(1))
         .col_expr(refund::Column::UpdatedAt, to_micros(now).into())
         .filter(refund::Column::Id.eq(id.0))
-        .filter(refund::Column::State.is_in(from.iter().map(|state| state.word())));
+        .filter(refund::Column::State.is_in(refund_origins(to).iter().map(|state| state.word())));
     if settled {
         update = update.col_expr(refund::Column::SettledAt, Some(to_micros(now)).into());
     }

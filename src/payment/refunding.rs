@@ -2,9 +2,9 @@
 
 use tracing::error;
 
+use super::machine::{Contradiction, refund_origins};
 use super::model::{Refund, RefundCause, RefundState};
 use super::service::{PaymentError, PaymentService};
-use super::store::Contradiction;
 use super::{refund, store};
 use crate::db::{DbFault, Tx, fit};
 use crate::idempotency::{self, Answered, RequestKey};
@@ -37,9 +37,7 @@ impl PaymentService {
         idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
             let (ids, now) = (ids.clone(), clock.now());
             async move {
-                let from = [RefundState::Requested, RefundState::Failed];
-                let moved =
-                    refund::advance(&tx, id, &from, RefundState::Approved, Some(by), None, now).await?;
+                let moved = refund::advance(&tx, id, RefundState::Approved, Some(by), None, now).await?;
                 let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
                 match (moved, refund.state) {
                     (true, _) => refund::announce_approved(&tx, &ids, &refund, now).await?,
@@ -67,18 +65,22 @@ impl PaymentService {
                 let before = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
                 let mut step = Step::new(before.order_id, Command::RefuseRefund, Cause::Operator(by));
                 step.reason = Some(reason.clone());
-                // The order first, as everywhere.
-                if before.state == RefundState::Requested {
-                    let answers = orders::advance(&tx, &ids, now, policy, &[step]).await?;
-                    if answers.iter().any(Result::is_err) {
-                        return Err(PaymentError::RefundSettled(before.state));
-                    }
+                if before.state == RefundState::Rejected {
+                    return Ok(before);
                 }
-                let from = [RefundState::Requested];
-                refund::advance(&tx, id, &from, RefundState::Rejected, Some(by), Some(&reason), now).await?;
-                match refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)? {
-                    refund if refund.state == RefundState::Rejected => Ok(refund),
-                    refund => Err(PaymentError::RefundSettled(refund.state)),
+                // Surplus money has to go back.
+                if before.cause != RefundCause::Order {
+                    return Err(PaymentError::RefundSettled(before.state));
+                }
+                // The order first, as everywhere; if the refund was decided meanwhile, both stay as they are.
+                let answers = orders::advance(&tx, &ids, now, policy, &[step]).await?;
+                let moved =
+                    refund::advance(&tx, id, RefundState::Rejected, Some(by), Some(&reason), now).await?;
+                let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
+                if moved && answers.iter().all(Result::is_ok) {
+                    Ok(refund)
+                } else {
+                    Err(PaymentError::RefundSettled(refund.state))
                 }
             }
         })
@@ -165,13 +167,11 @@ async fn note_refund(
     failure: Option<&str>,
 ) -> Result<(), PaymentError> {
     let refund = refund::find(tx, id).await?.ok_or(PaymentError::NotFound)?;
-    let open = [RefundState::Approved, RefundState::Failed];
-    if !open.contains(&refund.state) {
+    if let Some(reason) = failure {
+        refund::advance(tx, id, RefundState::Failed, None, Some(reason), now).await?;
         return Ok(());
     }
-    if let Some(reason) = failure {
-        refund::advance(tx, id, &[RefundState::Approved], RefundState::Failed, None, Some(reason), now)
-            .await?;
+    if !refund_origins(RefundState::Succeeded).contains(&refund.state) {
         return Ok(());
     }
     if refund.cause == RefundCause::Order {
@@ -181,6 +181,6 @@ async fn note_refund(
             answer.map_err(|_| DbFault::Missing("an order that is being refunded"))?;
         }
     }
-    refund::advance(tx, id, &open, RefundState::Succeeded, None, None, now).await?;
+    refund::advance(tx, id, RefundState::Succeeded, None, None, now).await?;
     Ok(())
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
+use super::machine::{Contradiction, Report, Said, Source};
 use super::model::{Opened, Payment, PaymentState, PaymentView, Refund, RefundState};
-use super::store::{Contradiction, Source, Statement, Word};
 use super::{refund, store};
 use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{Desk, LaneError, Lanes};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
-use crate::idempotency::{self, Answer, Answered, KeyRefusal, RequestKey};
+use crate::idempotency::{self, Answered, KeyRefusal, RequestKey};
 use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, UserId};
 use crate::order::machine::State;
 use crate::order::model::Order;
@@ -103,17 +103,17 @@ struct SettlingDesk {
 
 impl Desk for SettlingDesk {
     const NAME: &'static str = "payments";
-    type Item = Arc<Statement>;
+    type Item = Arc<Report>;
     type Done = Payment;
     type Refusal = Contradiction;
 
     async fn settle(
         &self,
         tx: Tx,
-        items: Arc<[Arc<Statement>]>,
+        items: Arc<[Arc<Report>]>,
     ) -> Result<Vec<Result<Payment, Contradiction>>, DbFault> {
-        let statements: Vec<Statement> = items.iter().map(|statement| statement.as_ref().clone()).collect();
-        store::settle(&tx, &self.ids, self.clock.now(), &statements).await
+        let reports: Vec<Report> = items.iter().map(|report| report.as_ref().clone()).collect();
+        store::settle(&tx, &self.ids, self.clock.now(), &reports).await
     }
 }
 
@@ -168,6 +168,9 @@ impl PaymentService {
     }
 
     /// Opens a payment of `user`'s order, or the one of this channel that is open already (PAY-1, PAY-2).
+    ///
+    /// The answer is kept once the gateway knows the payment. Until then a repeat finds the open payment and tells the
+    /// gateway again, which is harmless: it is told of each payment by its id.
     pub async fn create(
         &self,
         user: UserId,
@@ -176,28 +179,25 @@ impl PaymentService {
         key: Option<RequestKey>,
     ) -> Result<Answered<Opened>, PaymentError> {
         let gateway = self.gateway(wish.channel)?;
+        if let Some(first) = idempotency::kept::<_, PaymentError>(&self.0.db, key).await? {
+            return Ok(first);
+        }
         let (ids, clock, channel) = (self.0.ids.clone(), self.0.clock.clone(), wish.channel);
-        let opened = idempotency::once(&self.0.db, &self.0.clock, key, 201, move |tx| {
+        let opening = self.0.db.transaction(move |tx| {
             let (ids, clock) = (ids.clone(), clock.clone());
             async move { open(&tx, &ids, &clock, user, order, channel).await }
         });
-        let (id, replayed) = match opened.await? {
-            Answered::Fresh(id) => (id, false),
-            Answered::Replayed(first) => (serde_json::from_str(&first.body).map_err(DbFault::from)?, true),
-        };
-        let (payment, order) = self.with_order(id).await?;
+        let (payment, order) = self.with_order(opening.await?).await?;
         let wanted = payment_order(&payment, &order, wish)?;
         let mut view = PaymentView::from(payment);
         view.params = Some(gateway.create(&wanted).await?);
-        info!(payment.id = %id, order.id = %order.id, channel = %view.channel, "Opened payment {id} of order {}", order.id);
+        info!(payment.id = %view.id, order.id = %order.id, %channel, "Opened payment {} of order {}", view.id, order.id);
         let opened = Opened { payment: view };
-        Ok(match replayed {
-            false => Answered::Fresh(opened),
-            true => {
-                let body = serde_json::to_string(&opened).map_err(DbFault::from)?;
-                Answered::Replayed(Answer { status: 201, body })
-            }
+        idempotency::once(&self.0.db, &self.0.clock, key, 201, move |_| {
+            let opened = opened.clone();
+            async move { Ok(opened) }
         })
+        .await
     }
 
     /// The payments of `user`'s order, oldest first.
@@ -238,33 +238,32 @@ impl PaymentService {
     ) -> Result<Acknowledgement, NoticeError> {
         let gateway = self.0.gateways.get(channel).ok_or(NoticeError::ChannelOff)?;
         let notice = gateway.notice(headers, body, self.0.clock.now())?;
-        let word = match notice.kind {
-            NoticeKind::Paid(capture) => Word::Captured(capture),
-            NoticeKind::Failed { reason } => Word::Failed { reason },
-            NoticeKind::Closed => Word::Closed,
+        let payment = notice.payment_id;
+        let said = match notice.kind {
+            NoticeKind::Paid(capture) => Said::Captured(capture),
+            NoticeKind::Failed { reason } => Said::Failed { reason },
+            NoticeKind::Closed => Said::Closed,
             NoticeKind::Pending => return Ok(gateway.acknowledge()),
             NoticeKind::Refund { refund_id, state } => {
                 if let Some(refund) = refund_id {
-                    self.refund_told(refund, notice.payment_id, channel, state).await?;
+                    self.refund_told(refund, payment, channel, state).await?;
                 }
                 return Ok(gateway.acknowledge());
             }
         };
         let body = String::from_utf8_lossy(body).into_owned();
-        let statement =
-            Statement { payment: notice.payment_id, channel, word, source: Source::Callback, body };
-        match self.settle(statement).await {
+        match self.settle(Report { payment, channel, said, source: Source::Callback, body }).await {
             Ok(_) => Ok(gateway.acknowledge()),
             Err(LaneError::Refused(contradiction)) => Err(NoticeError::Contradiction(contradiction)),
             Err(error) => Err(NoticeError::Lane(error)),
         }
     }
 
-    async fn settle(&self, statement: Statement) -> Result<Payment, LaneError<Contradiction>> {
-        let (payment, channel) = (statement.payment, statement.channel);
+    async fn settle(&self, report: Report) -> Result<Payment, LaneError<Contradiction>> {
+        let (payment, channel) = (report.payment, report.channel);
         let settled = match &self.0.lanes {
-            Some(lanes) => lanes.ask(payment.0, Arc::new(statement)).await,
-            None => self.settle_alone(statement).await,
+            Some(lanes) => lanes.ask(payment.0, Arc::new(report)).await,
+            None => self.settle_alone(report).await,
         };
         match &settled {
             Ok(settled) => info!(payment.id = %payment, "Payment {payment} is {}", settled.state),
@@ -280,11 +279,11 @@ impl PaymentService {
         settled
     }
 
-    async fn settle_alone(&self, statement: Statement) -> Result<Payment, LaneError<Contradiction>> {
-        let (ids, clock, statement) = (self.0.ids.clone(), self.0.clock.clone(), [statement]);
+    async fn settle_alone(&self, report: Report) -> Result<Payment, LaneError<Contradiction>> {
+        let (ids, clock, reports) = (self.0.ids.clone(), self.0.clock.clone(), [report]);
         let settling = self.0.db.transaction(move |tx| {
-            let (ids, clock, statement) = (ids.clone(), clock.clone(), statement.clone());
-            async move { store::settle(&tx, &ids, clock.now(), &statement).await }
+            let (ids, clock, reports) = (ids.clone(), clock.clone(), reports.clone());
+            async move { store::settle(&tx, &ids, clock.now(), &reports).await }
         });
         let answers: Result<_, DbFault> = settling.await;
         let answer = answers.map_err(|_| LaneError::Unavailable)?.pop();
@@ -293,30 +292,53 @@ impl PaymentService {
 
     /// Asks the gateway where `payment` stands, and settles what it says; `None` if that is still open.
     pub async fn ask(&self, payment: &Payment) -> Result<Option<Payment>, PaymentError> {
-        let state = self.gateway(payment.channel)?.query(payment.id).await?;
-        let word = match state {
-            GatewayState::Pending => return Ok(None),
+        let said = match self.gateway(payment.channel)?.query(payment.id).await? {
             // It never got there. While the order waits, its customer may still be on the way.
-            GatewayState::NotFound => return Ok(None),
-            GatewayState::Succeeded(capture) | GatewayState::Refunded(capture) => Word::Captured(capture),
-            GatewayState::Failed => Word::Failed { reason: "the gateway says it failed".to_owned() },
-            GatewayState::Closed => Word::Closed,
+            GatewayState::Pending | GatewayState::NotFound => return Ok(None),
+            GatewayState::Succeeded(capture) => Said::Captured(capture),
+            // The shop gave it back past us, so it pays for nothing.
+            GatewayState::Refunded(capture) => Said::Failed {
+                reason: format!("{} was captured and given back at the gateway", capture.transaction_id),
+            },
+            GatewayState::Failed => Said::Failed { reason: "the gateway says it failed".to_owned() },
+            GatewayState::Closed => Said::Closed,
         };
-        self.settle_word(payment, word, Source::Query).await.map(Some)
+        self.settle_answer(payment, said, Source::Query).await.map(Some)
     }
 
-    async fn settle_word(
+    /// Settles what a gateway answered when we asked.
+    ///
+    /// A capture that contradicts what is due pays for nothing, however often we ask: the payment failed, the order goes on
+    /// or ends without it, and the money is for an operator to find out about (F40).
+    async fn settle_answer(
         &self,
         payment: &Payment,
-        word: Word,
+        said: Said,
         source: Source,
     ) -> Result<Payment, PaymentError> {
-        let body = format!("{word:?}");
-        let statement = Statement { payment: payment.id, channel: payment.channel, word, source, body };
-        self.settle(statement).await.map_err(|error| match error {
+        let (id, channel) = (payment.id, payment.channel);
+        let body = format!("{said:?}");
+        let report = Report { payment: id, channel, said, source, body: body.clone() };
+        let settled = match self.settle(report).await {
+            Err(LaneError::Refused(contradiction)) => {
+                let said = Said::Failed { reason: contradiction.to_string() };
+                self.settle(Report { payment: id, channel, said, source, body }).await
+            }
+            settled => settled,
+        };
+        settled.map_err(|error| match error {
             LaneError::Refused(contradiction) => PaymentError::Contradiction(contradiction),
             LaneError::Unavailable | LaneError::Unserved(_) => PaymentError::Unavailable,
         })
+    }
+
+    /// What becomes of a payment that has been pending for long: its gateway is asked; once its order waits no more, it is
+    /// closed there. `None` if it stays pending.
+    pub async fn follow_up(&self, payment: &Payment) -> Result<Option<Payment>, PaymentError> {
+        match self.with_order(payment.id).await?.1.state {
+            State::AwaitingPayment => self.ask(payment).await,
+            _ => self.close(payment).await.map(Some),
+        }
     }
 
     /// Makes sure that nothing more is captured for `order`, so that what it holds can be given away (R22).
@@ -339,15 +361,15 @@ impl PaymentService {
     }
 
     async fn close(&self, payment: &Payment) -> Result<Payment, PaymentError> {
-        let word = match self.gateway(payment.channel)?.close(payment.id).await {
-            Ok(Closing::Closed) => Word::Closed,
-            Ok(Closing::AlreadyPaid(capture)) => Word::Captured(capture),
+        let said = match self.gateway(payment.channel)?.close(payment.id).await {
+            Ok(Closing::Closed) => Said::Closed,
+            Ok(Closing::AlreadyPaid(capture)) => Said::Captured(capture),
             Err(unclear) => {
                 warn!(payment.id = %payment.id, error = %unclear, "Closing payment {} is unclear: asking", payment.id);
                 return self.ask(payment).await?.ok_or(unclear.into());
             }
         };
-        self.settle_word(payment, word, Source::Close).await
+        self.settle_answer(payment, said, Source::Close).await
     }
 
     /// Payments that have been pending for long, behind `after`.
@@ -380,10 +402,6 @@ async fn open(
 ) -> Result<PaymentId, PaymentError> {
     let order = orders::lock_one(tx, order).await?;
     let order = order.filter(|order| order.is_visible_to(user)).ok_or(PaymentError::NotFound)?;
-    let payments = store::of_order(tx, order.id).await?;
-    if payments.iter().any(|payment| payment.state == PaymentState::Succeeded) {
-        return Err(PaymentError::AlreadyPaid);
-    }
     match order.state {
         State::AwaitingPayment => {}
         State::Paid | State::Shipped | State::Finished | State::Refunding | State::Refunded => {
@@ -396,6 +414,11 @@ async fn open(
     let now = clock.now();
     if now >= order.due_at {
         return Err(PaymentError::TooLate);
+    }
+    let payments = store::of_order(tx, order.id).await?;
+    // Captured, and the order has not been told yet.
+    if payments.iter().any(|payment| payment.state == PaymentState::Succeeded) {
+        return Err(PaymentError::AlreadyPaid);
     }
     let open = |payment: &&Payment| payment.state == PaymentState::Pending && payment.channel == channel;
     if let Some(open) = payments.iter().find(open) {
@@ -410,6 +433,7 @@ async fn open(
         amount_minor: order.amounts.payable_minor,
         currency: order.currency,
         transaction_id: None,
+        payer: None,
         failure: None,
         created_at: now,
         settled_at: None,

@@ -3,12 +3,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use entities::{payment, payment_record};
+use sea_orm::sea_query::{Expr, ExprTrait, Query, SelectStatement};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QueryFilter,
     QueryOrder, QuerySelect,
 };
 
 use super::events::{PaymentFailed, PaymentSucceeded};
+use super::machine::{Contradiction, Report, Said, check, decide};
 use super::model::{Payment, PaymentState};
 use crate::db::bulk::{self, Column, Rows, Script, statement};
 use crate::db::{DbFault, Tx, fit};
@@ -16,92 +18,44 @@ use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
 use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
 use crate::ports::payment_gateway::{Capture, Channel};
-use crate::words::words;
-
-words! {
-    /// How we learned what a gateway says.
-    Source, "source of a payment record" {
-        Callback = "callback",
-        Query = "query",
-        Close = "close",
-    }
-}
-
-/// What a gateway says of a payment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Word {
-    Captured(Capture),
-    Failed { reason: String },
-    Closed,
-}
-
-/// What a gateway said, and how.
-#[derive(Debug, Clone)]
-pub struct Statement {
-    pub payment: PaymentId,
-    pub channel: Channel,
-    pub word: Word,
-    pub source: Source,
-    /// As it came, for the record.
-    pub body: String,
-}
-
-/// Why a statement is not believed, although its gateway made it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Contradiction {
-    #[error("there is no such payment")]
-    Unknown,
-    #[error("the payment is of another channel")]
-    Channel,
-    #[error("{paid} was captured, and {due} is due")]
-    Amount { paid: String, due: String },
-    #[error("the payment was captured by another transaction")]
-    Transaction,
-    #[error("the transaction belongs to another payment")]
-    TransactionTaken,
-    #[error("there is no such refund of the payment")]
-    Refund,
-}
 
 /// Notes what gateways say, and announces what is new; answers each in its place with the payment as it is now.
-///
-/// A capture counts even if the payment failed or was closed here before: the money is there, and what becomes of it is
-/// for the order to say (R22). Nothing else moves a payment that is settled.
 pub async fn settle(
     tx: &Tx,
     ids: &Ids,
     now: Timestamp,
-    statements: &[Statement],
+    reports: &[Report],
 ) -> Result<Vec<Result<Payment, Contradiction>>, DbFault> {
-    let mut payments = lock(tx, statements.iter().map(|statement| statement.payment).collect()).await?;
-    let mut taken = transactions(tx, statements).await?;
+    let mut payments = lock(tx, reports.iter().map(|report| report.payment).collect()).await?;
+    let mut taken = transactions(tx, reports).await?;
     let mut events = Events::at(now);
     let mut changed: BTreeSet<PaymentId> = BTreeSet::new();
     let mut records = Vec::new();
-    let mut answers = Vec::with_capacity(statements.len());
-    for statement in statements {
-        let Some(payment) = payments.get_mut(&statement.payment) else {
+    let mut answers = Vec::with_capacity(reports.len());
+    for report in reports {
+        let Some(payment) = payments.get_mut(&report.payment) else {
             answers.push(Err(Contradiction::Unknown));
             continue;
         };
-        if let Err(contradiction) = check(payment, statement, &taken) {
+        let owner = match &report.said {
+            Said::Captured(capture) => taken.get(&transaction(report.channel, capture)),
+            Said::Failed { .. } | Said::Closed => None,
+        };
+        if let Err(contradiction) = check(payment, report, owner.copied()) {
             answers.push(Err(contradiction));
             continue;
         }
-        if believe(payment, &statement.word, now) {
+        if learn(payment, &report.said, now) {
             changed.insert(payment.id);
-            match &statement.word {
-                Word::Captured(capture) => {
-                    taken.insert(
-                        (payment.channel.word().to_owned(), capture.transaction_id.clone()),
-                        payment.id,
-                    );
+            match &report.said {
+                Said::Captured(capture) => {
+                    taken.insert(transaction(report.channel, capture), payment.id);
                     events.push(ids.next()?, &succeeded(payment, capture))?;
                 }
-                Word::Failed { reason } => events.push(ids.next()?, &failed(payment, reason, now))?,
-                Word::Closed => {}
+                Said::Failed { reason } => events.push(ids.next()?, &failed(payment, reason, now))?,
+                Said::Closed => {}
             }
-            records.push(record(ids.next()?, payment, statement, now));
+            records.push(record(ids.next()?, payment, report, now));
         }
         answers.push(Ok(payment.clone()));
     }
@@ -118,50 +72,19 @@ pub async fn settle(
     Ok(answers)
 }
 
-fn check(
-    payment: &Payment,
-    statement: &Statement,
-    taken: &HashMap<(String, String), PaymentId>,
-) -> Result<(), Contradiction> {
-    if payment.channel != statement.channel {
-        return Err(Contradiction::Channel);
-    }
-    let Word::Captured(capture) = &statement.word else { return Ok(()) };
-    if (capture.amount_minor, capture.currency) != (payment.amount_minor, payment.currency) {
-        let money = |minor: i64, currency| format!("{currency} {minor} (minor units)");
-        return Err(Contradiction::Amount {
-            paid: money(capture.amount_minor, capture.currency),
-            due: money(payment.amount_minor, payment.currency),
-        });
-    }
-    if payment.transaction_id.as_ref().is_some_and(|known| *known != capture.transaction_id) {
-        return Err(Contradiction::Transaction);
-    }
-    let key = (payment.channel.word().to_owned(), capture.transaction_id.clone());
-    match taken.get(&key) {
-        Some(owner) if *owner != payment.id => Err(Contradiction::TransactionTaken),
-        _ => Ok(()),
-    }
-}
-
-/// Whether the word is news.
-fn believe(payment: &mut Payment, word: &Word, now: Timestamp) -> bool {
-    use PaymentState::{Closed, Failed, Pending, Succeeded};
-    let next = match (payment.state, word) {
-        (Succeeded, _) | (Failed | Closed, Word::Failed { .. } | Word::Closed) => return false,
-        (Pending | Failed | Closed, Word::Captured(capture)) => {
+/// Whether what is said is news; if so `payment` knows it now.
+fn learn(payment: &mut Payment, said: &Said, now: Timestamp) -> bool {
+    let Some(state) = decide(payment.state, said) else { return false };
+    payment.failure = None;
+    match said {
+        Said::Captured(capture) => {
             payment.transaction_id = Some(capture.transaction_id.clone());
-            payment.failure = None;
-            Succeeded
+            payment.payer = capture.payer.as_ref().map(|payer| fit(payer, 128));
         }
-        (Pending, Word::Failed { reason }) => {
-            payment.failure = Some(fit(reason, 256));
-            Failed
-        }
-        (Pending, Word::Closed) => Closed,
-    };
-    payment.state = next;
-    payment.settled_at = Some(now);
+        Said::Failed { reason } => payment.failure = Some(fit(reason, 256)),
+        Said::Closed => {}
+    }
+    (payment.state, payment.settled_at) = (state, Some(now));
     true
 }
 
@@ -194,17 +117,17 @@ fn failed(payment: &Payment, reason: &str, now: Timestamp) -> PaymentFailed {
 fn record(
     id: PaymentRecordId,
     payment: &Payment,
-    statement: &Statement,
+    report: &Report,
     now: Timestamp,
 ) -> payment_record::ActiveModel {
     payment_record::ActiveModel {
         id: Set(id.0),
         payment_id: Set(payment.id.0),
         channel: Set(payment.channel.word().to_owned()),
-        kind: Set(statement.source.word().to_owned()),
+        kind: Set(report.source.word().to_owned()),
         transaction_id: Set(payment.transaction_id.clone()),
         outcome: Set(payment.state.word().to_owned()),
-        body: Set(statement.body.clone()),
+        body: Set(report.body.clone()),
         received_at: Set(to_micros(now)),
     }
 }
@@ -223,16 +146,16 @@ async fn lock(tx: &Tx, ids: BTreeSet<PaymentId>) -> Result<HashMap<PaymentId, Pa
         .collect()
 }
 
-/// The payments that the captures among `statements` belong to already.
-async fn transactions(
-    tx: &Tx,
-    statements: &[Statement],
-) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
-    let captured = statements.iter().filter_map(|statement| match &statement.word {
-        Word::Captured(capture) => {
-            Some((statement.channel.word().to_owned(), capture.transaction_id.clone()))
-        }
-        Word::Failed { .. } | Word::Closed => None,
+/// What a capture is known by among all.
+fn transaction(channel: Channel, capture: &Capture) -> (String, String) {
+    (channel.word().to_owned(), capture.transaction_id.clone())
+}
+
+/// The payments that the captures among `reports` belong to already.
+async fn transactions(tx: &Tx, reports: &[Report]) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
+    let captured = reports.iter().filter_map(|report| match &report.said {
+        Said::Captured(capture) => Some(transaction(report.channel, capture)),
+        Said::Failed { .. } | Said::Closed => None,
     });
     let (channels, transactions): (Vec<String>, Vec<String>) = captured.unzip();
     if channels.is_empty() {
@@ -256,7 +179,8 @@ async fn transactions(
 }
 
 fn update_all(backend: DbBackend, changed: &[&Payment], now: Timestamp, script: &mut Script) {
-    const SET: &str = "state = r.to_state, transaction_id = NULLIF(r.gateway_transaction, ''), failure = NULLIF(r.why, ''), \
+    const SET: &str = "state = r.to_state, transaction_id = NULLIF(r.gateway_transaction, ''), payer = NULLIF(r.who, ''), \
+        failure = NULLIF(r.why, ''), \
         version = version + 1, settled_at = ?, updated_at = ?";
     let text = |text: &dyn Fn(&Payment) -> String| {
         Column::Text(changed.iter().map(|payment| text(payment)).collect())
@@ -265,6 +189,7 @@ fn update_all(backend: DbBackend, changed: &[&Payment], now: Timestamp, script: 
         .column("paid", Column::Big(changed.iter().map(|payment| payment.id.0).collect()))
         .column("to_state", text(&|payment| payment.state.word().to_owned()))
         .column("gateway_transaction", text(&|payment| payment.transaction_id.clone().unwrap_or_default()))
+        .column("who", text(&|payment| payment.payer.clone().unwrap_or_default()))
         .column("why", text(&|payment| payment.failure.clone().unwrap_or_default()));
     let template = bulk::update(backend, "payment", SET, "id = r.paid");
     script.push_rows(template, [to_micros(now).into(), to_micros(now).into()], rows);
@@ -290,6 +215,21 @@ pub async fn insert(tx: &Tx, payment: &Payment) -> Result<(), DbFault> {
     };
     payment::Entity::insert(row).exec_without_returning(tx).await?;
     Ok(())
+}
+
+/// The payments of an order, of `channel` if one is named, for which a gateway may still capture money, or has: a subquery
+/// of one on `orders`.
+pub fn open(channel: Option<Channel>) -> SelectStatement {
+    use entities::orders;
+    use payment::Column::{Channel as ThroughChannel, OrderId, State};
+    let states = [PaymentState::Pending, PaymentState::Succeeded].map(PaymentState::word);
+    let mut open = Query::select();
+    open.expr(Expr::val(1))
+        .from(payment::Entity)
+        .and_where(OrderId.into_expr().equals((orders::Entity, orders::Column::Id)))
+        .and_where(State.is_in(states))
+        .and_where_option(channel.map(|channel| ThroughChannel.eq(channel.word())));
+    open
 }
 
 /// Which of `orders` a gateway may still capture money for, or has: such an order is not cancelled before that is clear.

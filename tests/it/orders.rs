@@ -172,6 +172,14 @@ async fn a_notice_that_contradicts_us_is_refused(app: &TestApp) {
 
     order_of(&alice, &first).becomes("paid").await;
     assert_eq!(alice.get(&format!("/orders/{second}")).await.is(200)["state"], "awaiting_payment");
+    // To the sandbox that other payment is captured all the same. It pays for nothing, and holds nothing up.
+    alice.post(&format!("/orders/{second}/cancel"), json!({})).await.is(200);
+    let payments = alice.get(&format!("/orders/{second}/payments")).await.is(200);
+    let why = "the transaction belongs to another payment";
+    assert_eq!(
+        (&payments["items"][0]["state"], &payments["items"][0]["failure"]),
+        (&json!("failed"), &json!(why))
+    );
 }
 
 async fn a_paid_order_is_refunded_before_it_is_shipped(app: &TestApp) {
@@ -280,6 +288,12 @@ async fn requests_with_a_key_are_answered_again(app: &TestApp) {
     assert_eq!((again.status, again.is_replayed()), (201, true));
     assert_eq!(opened.body["payment"]["id"], again.body["payment"]["id"]);
     alice.post_once(&payments, json!({"channel": "wechat"}), "p").await.refused(422, "validation_failed");
+    // Also when the payment has gone on since.
+    let mut failed = notice(opened.body["payment"]["id"].as_str().unwrap(), "t-1", 100);
+    failed["result"] = json!("failure");
+    signed_notice(app, &failed).await.is(200);
+    let again = alice.post_once(&payments, json!({"channel": "sandbox"}), "p").await;
+    assert_eq!((again.status, &again.body), (201, &opened.body));
 
     let cancel = format!("/orders/{id}/cancel");
     let first = alice.post_once(&cancel, json!({"reason": "no"}), "c").await;

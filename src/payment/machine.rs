@@ -1,0 +1,209 @@
+//! How payments and refunds move: pure rules, no database.
+//!
+//! Money that a gateway took is there whatever we thought before, so a capture settles a payment that failed or was
+//! closed here as well; what becomes of it is for the order to say (R22). Nothing else moves what is settled.
+
+use super::model::{Payment, PaymentState, RefundState};
+use crate::ids::PaymentId;
+use crate::ports::payment_gateway::{Capture, Channel};
+use crate::words::words;
+
+words! {
+    /// How we learned what a gateway says.
+    Source, "source of a payment record" {
+        Callback = "callback",
+        Query = "query",
+        Close = "close",
+    }
+}
+
+/// What a gateway says of a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    Captured(Capture),
+    Failed { reason: String },
+    Closed,
+}
+
+/// What a gateway says of one payment, and how we learned it.
+#[derive(Debug, Clone)]
+pub struct Report {
+    pub payment: PaymentId,
+    pub channel: Channel,
+    pub said: Said,
+    pub source: Source,
+    /// As it came, for the record (PAY-3).
+    pub body: String,
+}
+
+/// Why a report is not believed, although its gateway made it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Contradiction {
+    #[error("there is no such payment")]
+    Unknown,
+    #[error("the payment is of another channel")]
+    Channel,
+    #[error("{paid} was captured, and {due} is due")]
+    Amount { paid: String, due: String },
+    #[error("the payment was captured by another transaction")]
+    Transaction,
+    #[error("the transaction belongs to another payment")]
+    TransactionTaken,
+    #[error("there is no such refund of the payment")]
+    Refund,
+}
+
+/// Whether `report` can be true of `payment`, if its transaction belongs to `owner` so far.
+pub fn check(payment: &Payment, report: &Report, owner: Option<PaymentId>) -> Result<(), Contradiction> {
+    if payment.channel != report.channel {
+        return Err(Contradiction::Channel);
+    }
+    let Said::Captured(capture) = &report.said else { return Ok(()) };
+    if (capture.amount_minor, capture.currency) != (payment.amount_minor, payment.currency) {
+        return Err(Contradiction::Amount {
+            paid: capture.currency.amount(capture.amount_minor),
+            due: payment.currency.amount(payment.amount_minor),
+        });
+    }
+    if payment.transaction_id.as_ref().is_some_and(|known| *known != capture.transaction_id) {
+        return Err(Contradiction::Transaction);
+    }
+    if owner.is_some_and(|owner| owner != payment.id) {
+        return Err(Contradiction::TransactionTaken);
+    }
+    Ok(())
+}
+
+/// The state that a payment comes to when its gateway says `said`; `None` if that is no news.
+pub fn decide(state: PaymentState, said: &Said) -> Option<PaymentState> {
+    use PaymentState::{Closed, Failed, Pending, Succeeded};
+    match (state, said) {
+        (Pending | Failed | Closed, Said::Captured(_)) => Some(Succeeded),
+        (Pending, Said::Failed { .. }) => Some(Failed),
+        (Pending, Said::Closed) => Some(Closed),
+        (Succeeded, _) | (Failed | Closed, Said::Failed { .. } | Said::Closed) => None,
+    }
+}
+
+/// The states from which a refund may come to `to`.
+///
+/// One that failed can be tried again, or refused after all.
+pub fn refund_origins(to: RefundState) -> &'static [RefundState] {
+    use RefundState::{Approved, Failed, Rejected, Requested, Succeeded};
+    match to {
+        Requested => &[],
+        Approved => &[Requested, Failed],
+        Succeeded => &[Approved, Failed],
+        Failed => &[Approved],
+        Rejected => &[Requested, Failed],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::ids::{OrderId, UserId};
+    use crate::money::Currency;
+
+    fn money(code: &str) -> Currency {
+        code.parse().unwrap()
+    }
+
+    fn payment() -> Payment {
+        Payment {
+            id: PaymentId(1),
+            order_id: OrderId(2),
+            user_id: UserId(3),
+            channel: Channel::Sandbox,
+            state: PaymentState::Pending,
+            amount_minor: 100,
+            currency: money("CNY"),
+            transaction_id: None,
+            payer: None,
+            failure: None,
+            created_at: DateTime::UNIX_EPOCH,
+            settled_at: None,
+        }
+    }
+
+    fn capture() -> Capture {
+        Capture {
+            transaction_id: "t".to_owned(),
+            amount_minor: 100,
+            currency: money("CNY"),
+            payer: None,
+            paid_at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn report(said: Said) -> Report {
+        let (payment, channel) = (PaymentId(1), Channel::Sandbox);
+        Report { payment, channel, said, source: Source::Query, body: String::new() }
+    }
+
+    /// Every state, and what each report makes of it: a capture, a failure, a close.
+    #[test]
+    fn every_report_in_every_state() {
+        use PaymentState::{Closed, Failed, Pending, Succeeded};
+        let table = [
+            (Pending, [Some(Succeeded), Some(Failed), Some(Closed)]),
+            (Succeeded, [None, None, None]),
+            (Failed, [Some(Succeeded), None, None]),
+            (Closed, [Some(Succeeded), None, None]),
+        ];
+        assert_eq!(table.map(|(state, _)| state).as_slice(), PaymentState::ALL);
+        let said = [Said::Captured(capture()), Said::Failed { reason: "x".to_owned() }, Said::Closed];
+        for (state, expected) in table {
+            for (said, expected) in said.iter().zip(expected) {
+                assert_eq!(decide(state, said), expected, "{state} and {said:?}");
+            }
+        }
+    }
+
+    #[rstest]
+    #[case::as_due(|_: &mut Payment, _: &mut Capture| {}, None, None)]
+    #[case::again(|payment: &mut Payment, _: &mut Capture| payment.transaction_id = Some("t".to_owned()), Some(1), None)]
+    #[case::less(
+        |_: &mut Payment, capture: &mut Capture| capture.amount_minor = 99,
+        None,
+        Some(Contradiction::Amount { paid: "CNY 0.99".to_owned(), due: "CNY 1.00".to_owned() })
+    )]
+    #[case::other_currency(
+        |_: &mut Payment, capture: &mut Capture| capture.currency = money("USD"),
+        None,
+        Some(Contradiction::Amount { paid: "USD 1.00".to_owned(), due: "CNY 1.00".to_owned() })
+    )]
+    #[case::other_channel(
+        |payment: &mut Payment, _: &mut Capture| payment.channel = Channel::Alipay,
+        None,
+        Some(Contradiction::Channel)
+    )]
+    #[case::second_transaction(
+        |payment: &mut Payment, _: &mut Capture| payment.transaction_id = Some("u".to_owned()),
+        None,
+        Some(Contradiction::Transaction)
+    )]
+    #[case::taken(|_: &mut Payment, _: &mut Capture| {}, Some(9), Some(Contradiction::TransactionTaken))]
+    fn what_can_be_true(
+        #[case] change: fn(&mut Payment, &mut Capture),
+        #[case] owner: Option<i64>,
+        #[case] expected: Option<Contradiction>,
+    ) {
+        let (mut payment, mut capture) = (payment(), capture());
+        change(&mut payment, &mut capture);
+        let checked = check(&payment, &report(Said::Captured(capture)), owner.map(PaymentId));
+        assert_eq!(checked.err(), expected);
+    }
+
+    #[test]
+    fn what_is_settled_stays_settled() {
+        for to in RefundState::ALL {
+            let origins = refund_origins(*to);
+            assert!(!origins.contains(to));
+            assert!(!origins.contains(&RefundState::Succeeded) && !origins.contains(&RefundState::Rejected));
+        }
+    }
+}

@@ -215,6 +215,7 @@ pub struct JobSchedules {
     pub log_trimming: Schedule,
     pub order_deadlines: Schedule,
     pub outbox_sweep: Schedule,
+    pub overdue_payments: Schedule,
     pub payment_queries: Schedule,
     pub reconciliation: Schedule,
 }

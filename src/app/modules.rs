@@ -30,7 +30,7 @@ use crate::order::OrderService;
 use crate::order::checkout::Shipping;
 use crate::order::desk::REQUESTS;
 use crate::order::flash_sale::Terms;
-use crate::order::jobs::order_deadlines;
+use crate::order::jobs::{order_deadlines, overdue_payments};
 use crate::order::reconcile::OrdersOverdue;
 use crate::order::saga::{Checkout, Rules};
 use crate::order::store::Policy;
@@ -152,6 +152,7 @@ impl Modules {
             outbox_sweep(self.outbox(ground), schedules.outbox_sweep),
             reconciliation(self.reconciliation(ground), schedules.reconciliation),
             order_deadlines(self.orders.clone(), schedules.order_deadlines),
+            overdue_payments(self.orders.clone(), schedules.overdue_payments),
             payment_queries(self.payments.clone(), schedules.payment_queries),
         ];
         JobService::new(Host { db, clock, ids, holder: ground.cluster.incarnation() }, all)

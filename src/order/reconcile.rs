@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 
 use super::machine::State;
 use super::service::{Expired, OrderService};
-use super::store::{self, Overdue};
+use super::store::{self, Due, Overdue};
 use crate::db::{Database, DbFault};
 use crate::ids::OrderId;
 use crate::ports::clock::SharedClock;
@@ -33,11 +33,15 @@ impl Comparison for OrdersOverdue {
     async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let until = self.clock.now() - PATIENCE;
         let mut differences = Vec::new();
-        for state in [State::Draft, State::AwaitingPayment] {
+        for (due, state) in [
+            (Due::Drafts, State::Draft),
+            (Due::Unpaid, State::AwaitingPayment),
+            (Due::Open(None), State::AwaitingPayment),
+        ] {
             let mut after = Overdue::FIRST;
             loop {
                 let read =
-                    move |connection| async move { store::due(&connection, state, until, after, PAGE).await };
+                    move |connection| async move { store::due(&connection, due, until, after, PAGE).await };
                 let page: Result<Vec<Overdue>, DbFault> = self.db.read(read).await;
                 let page = page?;
                 let Some(last) = page.last() else { break };

@@ -1,6 +1,7 @@
 //! The front door of orders: one method per use case.
 
 use std::fmt;
+use std::iter::Sum;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 use super::desk::{OrderDesk, Work, WorkRefusal};
 use super::machine::{Command, Refusal, State};
 use super::model::{Cause, Order, TimelineEntry};
-use super::store::{self, Advanced, Listing, Overdue, Policy, Step, StepRefusal};
+use super::store::{self, Advanced, Due, Listing, Overdue, Policy, Step, StepRefusal};
 use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{LaneError, Lanes};
 use crate::db::{Database, DbFault};
@@ -18,10 +19,12 @@ use crate::idempotency::{Answered, KeyRefusal, RequestKey};
 use crate::ids::{Ids, OrderId, UserId};
 use crate::payment::service::{OpenPayments, PaymentError, PaymentService};
 use crate::ports::clock::SharedClock;
+use crate::ports::payment_gateway::Channel;
 
 /// Overdue orders that are given up in one transaction.
 const PAGE: u64 = 500;
-/// Orders whose gateways are asked at once.
+/// Overdue orders with open payments that are closed in one go, and how many gateways are asked at once.
+const CLOSED_TOGETHER: u64 = 64;
 const AT_ONCE: usize = 16;
 
 /// Why an order was not made or changed.
@@ -74,6 +77,16 @@ pub struct Expired {
     pub paid: u64,
     /// Left for later, because a gateway does not say whether it took money for them.
     pub unclear: u64,
+}
+
+impl Sum for Expired {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            cancelled: sum.cancelled + one.cancelled,
+            paid: sum.paid + one.paid,
+            unclear: sum.unclear + one.unclear,
+        })
+    }
 }
 
 /// Makes orders, shows them and moves them on. Clones share everything.
@@ -210,32 +223,53 @@ impl OrderService {
         }
     }
 
-    /// Gives up every draft and every unpaid order whose time is up (ORD-13, ORD-14).
+    /// Gives up every draft and every unpaid order whose time is up (ORD-13, ORD-14), but for those that a gateway may
+    /// have taken money for: see [`Self::close_due`].
     pub async fn expire_due(&self) -> Result<Expired, DbFault> {
         let mut expired = Expired::default();
-        for state in [State::Draft, State::AwaitingPayment] {
+        for due in [Due::Drafts, Due::Unpaid] {
             let mut after = Overdue::FIRST;
-            loop {
-                let now = self.0.clock.now();
-                let page =
-                    self.0.db.read(move |db| async move { store::due(&db, state, now, after, PAGE).await });
-                let page: Vec<Overdue> = page.await?;
-                let Some(last) = page.last() else { break };
-                after = *last;
-                self.expire(page.into_iter().map(|overdue| overdue.order).collect(), &mut expired).await?;
+            while let Some(page) = self.due(due, after, PAGE).await? {
+                after = page.last;
+                self.expire(page.orders, &mut expired).await?;
             }
         }
         Ok(expired)
     }
 
+    /// Gives up the orders of one page, behind `after`, whose time is up and that `channel` may have taken money for, when
+    /// the gateway has closed their payments (R22). Answers where the next page begins.
+    pub async fn close_due(
+        &self,
+        channel: Channel,
+        after: Overdue,
+        expired: &mut Expired,
+    ) -> Result<Option<Overdue>, DbFault> {
+        let Some(page) = self.due(Due::Open(Some(channel)), after, CLOSED_TOGETHER).await? else {
+            return Ok(None);
+        };
+        self.close(page.orders, expired).await?;
+        Ok(Some(page.last))
+    }
+
     /// Gives one order up if its time is up.
     pub async fn expire_one(&self, order: OrderId) -> Result<Expired, DbFault> {
         let mut expired = Expired::default();
-        self.expire(vec![order], &mut expired).await?;
+        let open = self.expire(vec![order], &mut expired).await?;
+        self.close(open, &mut expired).await?;
         Ok(expired)
     }
 
-    async fn expire(&self, orders: Vec<OrderId>, expired: &mut Expired) -> Result<(), DbFault> {
+    async fn due(&self, due: Due, after: Overdue, limit: u64) -> Result<Option<DuePage>, DbFault> {
+        let now = self.0.clock.now();
+        let page = self.0.db.read(move |db| async move { store::due(&db, due, now, after, limit).await });
+        let page: Vec<Overdue> = page.await?;
+        let Some(&last) = page.last() else { return Ok(None) };
+        Ok(Some(DuePage { last, orders: page.into_iter().map(|overdue| overdue.order).collect() }))
+    }
+
+    /// Gives `orders` up; answers those with open payments, which stay.
+    async fn expire(&self, orders: Vec<OrderId>, expired: &mut Expired) -> Result<Vec<OrderId>, DbFault> {
         let steps: Vec<Step> = orders.iter().map(|&order| expiry(order)).collect();
         let mut open = Vec::new();
         for (order, answer) in orders.into_iter().zip(self.advance(steps).await?) {
@@ -245,6 +279,11 @@ impl OrderService {
                 Ok(Advanced::AlreadyDone(_)) | Err(_) => {}
             }
         }
+        Ok(open)
+    }
+
+    /// Closes the payments of `open` at their gateways, and gives up those that nothing was paid for.
+    async fn close(&self, open: Vec<OrderId>, expired: &mut Expired) -> Result<(), DbFault> {
         let closing =
             stream::iter(open).map(|order| async move { (order, self.0.payments.close_open(order).await) });
         let mut steps = Vec::new();
@@ -290,6 +329,11 @@ impl OrderService {
             lanes.stop().await;
         }
     }
+}
+
+struct DuePage {
+    last: Overdue,
+    orders: Vec<OrderId>,
 }
 
 fn expiry(order: OrderId) -> Step {

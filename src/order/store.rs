@@ -8,10 +8,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::TimeDelta;
 use entities::{order_event, orders};
-use sea_orm::ExprTrait;
+use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, FromQueryResult, QueryFilter,
-    QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, FromQueryResult,
+    QueryFilter, QueryOrder, QuerySelect,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -26,6 +26,7 @@ use crate::messaging::outbox::{self, Events};
 use crate::payment::refund::{self, NewRefund};
 use crate::payment::store as payments;
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
+use crate::ports::payment_gateway::Channel;
 
 /// What one order is asked to do, and by whom.
 #[derive(Debug, Clone)]
@@ -396,16 +397,32 @@ pub async fn page(connection: &DatabaseConnection, listing: Listing) -> Result<V
     rows.into_iter().map(Order::try_from).collect()
 }
 
-/// Orders in `state` (drafts, or unpaid) whose time is up, behind `after`, the longest overdue first.
+/// Orders that time may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    Drafts,
+    /// Unpaid, and no gateway may have taken money for them.
+    Unpaid,
+    /// Unpaid, with a payment, through this channel if one is named, that is pending, or captured without the order's
+    /// knowing.
+    Open(Option<Channel>),
+}
+
+/// Orders whose time is up, behind `after`, the longest overdue first.
 pub async fn due(
     connection: &DatabaseConnection,
-    state: State,
+    due: Due,
     now: Timestamp,
     after: Overdue,
     limit: u64,
 ) -> Result<Vec<Overdue>, DbFault> {
     use orders::Column::{DueAt, Id};
     let behind = DueAt.gt(after.due_at).or(DueAt.eq(after.due_at).and(Id.gt(after.order.0)));
+    let (state, payments) = match due {
+        Due::Drafts => (State::Draft, None),
+        Due::Unpaid => (State::AwaitingPayment, Some(Expr::exists(payments::open(None)).not())),
+        Due::Open(channel) => (State::AwaitingPayment, Some(Expr::exists(payments::open(channel)))),
+    };
     let found = orders::Entity::find()
         .select_only()
         .column(DueAt)
@@ -413,6 +430,7 @@ pub async fn due(
         .filter(orders::Column::State.eq(state.word()))
         .filter(DueAt.lte(to_micros(now)))
         .filter(behind)
+        .filter(Condition::all().add_option(payments))
         .order_by_asc(DueAt)
         .order_by_asc(Id)
         .limit(limit)

@@ -96,6 +96,8 @@ async fn a_capture_of_which_no_order_was_told(app: &TestApp) {
         async || alice.get(&format!("/orders/{cancelled}/refunds")).await.is(200)["items"][0].clone();
     eventually(async || refund().await["state"] == "succeeded").await;
     assert_eq!(refund().await["cause"], "late_payment");
+    let again = alice.post(&format!("/orders/{cancelled}/payments"), json!({"channel": "sandbox"})).await;
+    again.refused(409, "order_not_payable");
     assert_eq!(differences(app).await, []);
 }
 
@@ -147,7 +149,11 @@ async fn a_token_that_an_ended_order_still_holds(app: &TestApp) {
 }
 
 async fn an_order_that_outlived_its_time(app: &TestApp) {
-    app.restart_with(|config| config.jobs.schedules.order_deadlines = Schedule::OnDemand).await;
+    app.restart_with(|config| {
+        config.jobs.schedules.order_deadlines = Schedule::OnDemand;
+        config.jobs.schedules.overdue_payments = Schedule::OnDemand;
+    })
+    .await;
     let alice = app.customer("alice").await;
     let Bought { activity, order } = buy(app, &alice).await;
     open(&alice, &order, "sandbox").await;

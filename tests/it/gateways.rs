@@ -71,9 +71,15 @@ async fn nothing_is_guessed_while_a_gateway_is_silent(app: &TestApp) {
     let alice = app.customer("alice").await;
     let order = buy(app, &alice).await;
     let payment = open(&alice, &order, "alipay").await;
+    let (unpaid, elsewhere) = (buy(app, &alice).await, buy(app, &alice).await);
+    open(&alice, &elsewhere, "sandbox").await;
 
     alipay.fall_silent();
     app.pass(TimeDelta::minutes(31));
+    // It keeps nobody else from the end.
+    for other in [&unpaid, &elsewhere] {
+        order_of(&alice, other).becomes("cancelled").await;
+    }
     // It is overdue, and whether it is paid nobody knows: neither its customer nor the deadline ends it.
     let unclear = alice.post(&format!("/orders/{order}/cancel"), json!({})).await;
     unclear.refused(503, "dependency_unavailable");

@@ -58,6 +58,7 @@ impl TestApp {
         config.messaging.sweep_every = Duration::from_millis(100);
         config.payment.sandbox.secret = Some(SECRET.into());
         config.jobs.schedules.order_deadlines = Schedule::Every(Duration::from_millis(50));
+        config.jobs.schedules.overdue_payments = Schedule::Every(Duration::from_millis(50));
         config.jobs.schedules.activity_states = Schedule::Every(Duration::from_millis(50));
         let clock = Arc::new(ManualClock::new(START));
         let node = Node::start(config.clone(), clock.clone()).await;

@@ -173,7 +173,8 @@ async fn consume(
 ) -> Duration {
     let stop = CancellationToken::new();
     let second = Duration::from_secs(1);
-    let retries = Retries { delays: [second].into(), sweep_every: second, claim: second * 30 };
+    let retries =
+        Retries { delays: [second].into(), sweep_every: second, claim: second * 30, patience: second * 600 };
     let started = Instant::now();
     let consuming = {
         let (groups, db, ids) = (groups.clone(), db.clone(), cluster.ids().clone());

@@ -334,6 +334,7 @@ impl Config {
             sweep_every: *sweep_every,
             // Whatever a try does, the database's deadline ends it.
             claim: self.database.deadline * 3,
+            patience: Duration::from_secs(600),
         }
     }
 

@@ -90,6 +90,15 @@ impl DbFault {
         }
     }
 
+    /// Others stood in the way for too long, or time ran out: it may be the work's own fault, or not.
+    pub fn is_hold_up(&self) -> bool {
+        match self {
+            Self::Deadline => true,
+            Self::Statement(error) => self.is_conflict() || is_timeout(error),
+            _ => self.is_conflict(),
+        }
+    }
+
     /// The database cannot be reached or used now, whatever it was asked.
     pub fn is_outage(&self) -> bool {
         match self {
@@ -97,7 +106,7 @@ impl DbFault {
             Self::Statement(error) | Self::Ambiguous(error) => match runtime_error(error) {
                 // A statement that the database itself refused, unless it did so because it is going down or is full.
                 Some(sqlx::Error::Database(error)) => error.code().is_some_and(|code| {
-                    ["08", "53", "57"].iter().any(|class| code.len() == 5 && code.starts_with(class))
+                    ["08", "53", "57P"].iter().any(|class| code.len() == 5 && code.starts_with(class))
                         || code == "13"
                 }),
                 Some(_) => true,
@@ -128,6 +137,13 @@ fn runtime_error(error: &DbErr) -> Option<&sqlx::Error> {
     }
 }
 
+/// The server ended a statement that took longer than we allow: PostgreSQL, MariaDB, MySQL.
+fn is_timeout(error: &DbErr) -> bool {
+    let Some(sqlx::Error::Database(error)) = runtime_error(error) else { return false };
+    error.code().is_some_and(|code| code == "57014")
+        || mysql_number(error.as_ref()).is_some_and(|number| matches!(number, 1969 | 3024))
+}
+
 fn mysql_number(error: &dyn sqlx::error::DatabaseError) -> Option<u16> {
     error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map(sqlx::mysql::MySqlDatabaseError::number)
 }
@@ -153,5 +169,75 @@ impl From<DbFault> for ApiError {
                 Self::new(Code::DependencyUnavailable, "The database is not available; nothing was changed.")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::error::Error;
+    use std::fmt;
+
+    use sea_orm::sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Refused(&'static str);
+
+    impl fmt::Display for Refused {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Refused {}
+
+    impl DatabaseError for Refused {
+        fn message(&self) -> &str {
+            self.0
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+
+        fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
+            self
+        }
+    }
+
+    #[test]
+    fn an_outage_is_not_what_a_statement_brought_upon_itself() {
+        // Code, outage, hold-up.
+        let cases = [
+            ("57P01", true, false),  // the server shuts down
+            ("53100", true, false),  // its disk is full
+            ("13", true, false),     // SQLite's disk is full
+            ("57014", false, true),  // statement timeout
+            ("55P03", false, true),  // lock timeout
+            ("40P01", false, true),  // deadlock
+            ("5", false, true),      // SQLite is busy
+            ("23505", false, false), // a unique key
+            ("22021", false, false), // a character it does not take
+        ];
+        for (code, outage, hold_up) in cases {
+            let error = sqlx::Error::Database(Box::new(Refused(code)));
+            let fault = DbFault::from(DbErr::Exec(RuntimeErr::SqlxError(error.into())));
+            assert_eq!((fault.is_outage(), fault.is_hold_up()), (outage, hold_up), "{code}");
+        }
+        assert!(DbFault::Deadline.is_hold_up() && !DbFault::Deadline.is_outage());
     }
 }

@@ -46,6 +46,10 @@ pub fn log(kept_for: TimeDelta) -> Log {
     }
 }
 
+/// How often events are tried together, if others are in their way, before they are tried one by one. A try may take as
+/// long as the database's deadline.
+const TRIES_TOGETHER: u32 = 6;
+
 /// Deliveries after which a message is suspected to crash its consumer, and is handled alone (R16).
 const SUSPICIOUS: u32 = 2;
 
@@ -77,6 +81,11 @@ impl HandlerError {
     /// Whether the database, not the event, is the reason: nothing can be said about the event.
     fn is_outage(&self) -> bool {
         self.db_fault().is_some_and(DbFault::is_outage)
+    }
+
+    /// Whether others may be the reason: what they do to each other is not counted against the event, for a while.
+    pub(super) fn is_hold_up(&self) -> bool {
+        self.db_fault().is_some_and(DbFault::is_hold_up)
     }
 }
 
@@ -223,9 +232,8 @@ impl Consumer {
         if events.is_empty() {
             return Ok(());
         }
-        let together = events.iter().map(|(event, _)| event.clone()).collect();
-        match (self.apply(together, None).await, events.as_slice()) {
-            (Ok(_), _) => return Ok(()),
+        match (self.apply_together(&events).await, events.as_slice()) {
+            (Ok(()), _) => return Ok(()),
             (Err(error), _) if error.is_outage() => return Err(error),
             (Err(error), [(event, origin)]) => return self.failed_first(event, origin, &error).await,
             (Err(error), _) => {
@@ -245,6 +253,21 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    /// Applies all of `events` or none; others have some time to get out of the way.
+    async fn apply_together(&self, events: &[(Envelope, Arc<str>)]) -> Result<(), HandlerError> {
+        let mut tries = 1;
+        loop {
+            let together = events.iter().map(|(event, _)| event.clone()).collect();
+            match self.apply(together, None).await {
+                Err(error) if error.is_hold_up() && tries < TRIES_TOGETHER => {
+                    warn!(group = self.name(), %error, "Group {} is held up: {error}", self.name());
+                    tries += 1;
+                }
+                applied => return applied.map(drop),
+            }
+        }
     }
 
     /// Applies one event, or parks it; `false` if it is parked or dead.

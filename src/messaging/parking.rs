@@ -42,6 +42,8 @@ pub struct Retries {
     pub sweep_every: Duration,
     /// How long a taken event is its taker's, if that one dies; longer than any try takes.
     pub claim: Duration,
+    /// How long after its first failure an event may be held up by others without that being counted.
+    pub patience: Duration,
 }
 
 impl Retries {
@@ -149,7 +151,11 @@ impl Consumer {
     ) -> Result<(), HandlerError> {
         metrics::counter!("tombola_event_failures_total", "group" => self.name()).increment(1);
         let row = self.row(event, origin)?;
-        let (delay, text) = (self.retries.after(1, error), text_of(error));
+        let (attempts, delay) = match error.is_hold_up() {
+            true => (0, Some(self.retries.sweep_every)),
+            false => (1, self.retries.after(1, error)),
+        };
+        let text = text_of(error);
         warn!(group = self.name(), event.id = %event.id, "Group {} could not apply {} {}: {text}", self.name(), event.event_type, event.id);
         let ids = self.ids.clone();
         let parked = self.db.transaction(move |tx| {
@@ -157,7 +163,7 @@ impl Consumer {
             async move {
                 let now = db::now_micros(&tx).await?;
                 let row = parked_event::ActiveModel {
-                    attempts: Set(1),
+                    attempts: Set(attempts),
                     due_at: Set(now + delay.map_or(0, micros)),
                     last_error: Set(Some(text)),
                     first_failed_at: Set(Some(now)),
@@ -277,12 +283,12 @@ impl Consumer {
 
     async fn failed_again(&self, row: parked_event::Model, error: HandlerError) -> Result<(), DbFault> {
         metrics::counter!("tombola_event_failures_total", "group" => self.name()).increment(1);
-        let attempts = row.attempts + 1;
-        let (delay, text) = (self.retries.after(attempts, &error), text_of(&error));
+        let counted = (row.attempts + 1, self.retries.after(row.attempts + 1, &error));
+        let held_up = error.is_hold_up().then_some((row.attempts, Some(self.retries.sweep_every)));
+        let (patience, text) = (micros(self.retries.patience), text_of(&error));
         info!(
             group = self.name(),
             event.id = row.event_id,
-            attempts,
             "Group {} could not apply {} {} again: {text}",
             self.name(),
             row.event_type,
@@ -294,22 +300,23 @@ impl Consumer {
                 (parked_event::ActiveModel::from(row.clone()), text.clone(), ids.clone());
             async move {
                 let now = db::now_micros(&tx).await?;
+                let first_failed_at = row.first_failed_at.as_ref().unwrap_or(now);
+                let (attempts, delay) =
+                    held_up.filter(|_| now - first_failed_at < patience).unwrap_or(counted);
                 row.attempts = Set(attempts);
                 row.last_error = Set(Some(text));
-                if row.first_failed_at.as_ref().is_none() {
-                    row.first_failed_at = Set(Some(now));
-                }
+                row.first_failed_at = Set(Some(first_failed_at));
                 let Some(delay) = delay else {
                     forget(&tx, *row.id.as_ref()).await?;
-                    return cemetery::bury(&tx, &ids, &row, now).await;
+                    cemetery::bury(&tx, &ids, &row, now).await?;
+                    return Ok(None);
                 };
                 row.due_at = Set(now + micros(delay));
                 parked_event::Entity::update(row).exec(&tx).await?;
-                Ok(())
+                Ok::<_, DbFault>(Some(delay))
             }
         });
-        noted.await?;
-        if let Some(delay) = delay {
+        if let Some(delay) = noted.await? {
             self.bus.remind(delay).await;
         }
         Ok(())

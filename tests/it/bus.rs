@@ -33,6 +33,7 @@ promises!(
     a_group_applies_its_events_once,
     a_poisonous_event_takes_no_neighbour_with_it,
     a_panic_is_a_failure_of_one_event,
+    who_is_held_up_by_others_waits_and_is_not_given_up_at_once,
     an_ordered_group_keeps_the_order_of_a_subject,
     what_comes_too_early_is_put_back,
     late_events_are_ignored_by_who_wants_the_latest,
@@ -125,6 +126,19 @@ async fn a_panic_is_a_failure_of_one_event(spine: &Spine) {
     let letters = spine.letters().await;
     assert_eq!((letters.len(), letters[0].event_id), (1, Some(poison)));
     assert!(letters[0].error.contains("panic"), "{}", letters[0].error);
+    node.stop().await;
+}
+
+async fn who_is_held_up_by_others_waits_and_is_not_given_up_at_once(spine: &Spine) {
+    let node = spine.node(vec![spine.recorder(spec("taken", TAKEN))]);
+    // More often than an event may fail, together and alone; and for ever.
+    let moods = [(1, Mood::HeldUp, 12), (2, Mood::HeldUp, usize::MAX)];
+    let mut ids = spine.commit_with(&[(ActivityTaken, "7", None); 4], &moods).await;
+    let hopeless = ids.remove(2);
+    spine.has_applied("taken", &ids).await;
+    eventually(async || spine.letters().await.len() == 1 && spine.is_quiet().await).await;
+    let letter = spine.letters().await.remove(0);
+    assert_eq!((letter.event_id, letter.attempts), (Some(hopeless), 3), "{letter:#?}");
     node.stop().await;
 }
 

@@ -53,6 +53,7 @@ pub(crate) enum Mood {
     Fail,
     Panic,
     NotYet,
+    HeldUp,
     /// After the effect is written, so that only a rollback can undo it.
     FailLate,
 }
@@ -130,6 +131,7 @@ fn obey(mood: Option<Mood>, event: &Envelope) -> Result<(), HandlerError> {
         None => Ok(()),
         Some(Mood::Fail | Mood::FailLate) => Err(HandlerError::Failed(format!("{} is poisonous", event.id))),
         Some(Mood::NotYet) => Err(HandlerError::NotYet(format!("{} came too early", event.id))),
+        Some(Mood::HeldUp) => Err(DbFault::Deadline.into()),
         Some(Mood::Panic) => panic!("{} makes its handler panic", event.id),
     }
 }
@@ -221,6 +223,7 @@ impl Spine {
             delays: delays.into(),
             sweep_every: Duration::from_millis(20),
             claim: Duration::from_secs(2),
+            patience: Duration::from_secs(3),
         };
         let stop = CancellationToken::new();
         let relay = Relay::new(self.db.clone(), bus.clone(), holder(), Duration::from_millis(20));

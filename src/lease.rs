@@ -4,12 +4,13 @@
 //! holder, so whatever is done under one must be right if done twice.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use entities::{job_lease, node};
 use sea_orm::{
     ColumnTrait, DatabaseConnection, EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, QueryTrait,
 };
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -67,17 +68,17 @@ impl Lease {
         }
     }
 
-    /// Keeps the lease, and returns when that fails.
+    /// Keeps the lease, and returns when that fails: before it expires, even if the database does not answer.
     pub async fn lost(&self) {
         let mut held = Instant::now();
         loop {
             tokio::time::sleep(self.time / 8).await;
-            match self.hold().await {
-                Ok(true) => held = Instant::now(),
-                Ok(false) => return,
-                // Half of its time is what a lease has left when it was held last.
-                Err(_) if held.elapsed() >= self.time / 2 => return,
-                Err(fault) => {
+            let asked = Instant::now();
+            // Half of its time is what a lease has left when it was held last.
+            match timeout_at(held + self.time / 2, self.hold()).await {
+                Ok(Ok(true)) => held = asked,
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(fault)) => {
                     warn!(lease = self.name(), error = %fault, "Cannot renew the lease of {}", self.name());
                 }
             }
@@ -175,4 +176,28 @@ pub async fn forget_the_dead(db: &Database) -> Result<(), DbFault> {
         Ok(())
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::tests::Story;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lease_is_lost_before_it_expires_though_the_database_hangs() {
+        let story = Story::begin().await;
+        let lease = Lease::new(story.db.clone(), "work", 1, Duration::from_millis(800));
+        assert!(lease.hold().await.unwrap());
+        let held = Instant::now();
+        let hanging = story.db.transaction(|_| async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Ok::<_, DbFault>(())
+        });
+        let (hung, lost_after) = tokio::join!(hanging, async {
+            lease.lost().await;
+            held.elapsed()
+        });
+        hung.unwrap();
+        assert!(lost_after < Duration::from_millis(800), "{lost_after:?}");
+    }
 }

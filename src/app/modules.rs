@@ -12,6 +12,7 @@ use crate::activity::ActivityService;
 use crate::activity::jobs::activity_states;
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::catalog::reconcile::GoodsAgainstLedger;
+use crate::catalog::reconcile_orders::GoodsAgainstOrders;
 use crate::catalog::{self, CartService, CatalogService};
 use crate::config::{Config, ShippingConfig};
 use crate::coupon::jobs::coupon_expiry;
@@ -187,6 +188,7 @@ impl Modules {
             Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &self.groups(ground))),
             Box::new(GoodsAgainstLedger(db.clone())),
             Box::new(AccountsAgainstEntries(db.clone())),
+            Box::new(GoodsAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
             Box::new(TakesAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
             Box::new(PaymentsAgainstOrders {
                 db: db.clone(),

@@ -13,6 +13,7 @@ mod engine;
 pub mod ledger;
 pub mod model;
 pub mod reconcile;
+pub mod reconcile_orders;
 pub mod returns;
 mod sale;
 pub mod service;

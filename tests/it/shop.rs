@@ -13,6 +13,7 @@ stories!(
     the_last_unit_is_sold_once,
     one_coupon_and_one_balance_serve_one_order,
     what_is_not_paid_in_time_gives_everything_back,
+    what_an_ended_order_still_holds_is_found_and_comes_back,
     nothing_left_to_pay_is_paid_at_once,
     a_repeated_order_is_one_order,
     a_refund_before_shipping_gives_everything_back,
@@ -240,6 +241,38 @@ async fn what_is_not_paid_in_time_gives_everything_back(app: &TestApp) {
         .post(&format!("/orders/{id}/refunds"), json!({"reason": "twice"}))
         .await
         .refused(409, "order_not_refundable");
+}
+
+async fn what_an_ended_order_still_holds_is_found_and_comes_back(app: &TestApp) {
+    let shop = Shop::open(app).await;
+    let goods = shop.goods(6000, 3).await;
+    let order = app.customer("alice").await.post("/orders", wish(&goods, 2, 6000, 0)).await.is(201);
+    let id = text(&order["id"]);
+    // No event tells of it.
+    let now = app.clock_seconds() * 1_000_000;
+    app.execute(&format!(
+        "UPDATE orders SET state = 'cancelled', version = version + 1, cancel_cause = 'operator', updated_at = {now} \
+         WHERE id = {id}"
+    ))
+    .await;
+    app.execute(&format!(
+        "INSERT INTO order_event (order_id, version, event_type, cause, data, created_at) \
+         SELECT id, version, 'cancelled', 'a story', '{{}}', {now} FROM orders WHERE id = {id}"
+    ))
+    .await;
+    let reconcile = async || shop.operator.post("/admin/reconciliations", json!({})).await.is(201);
+    // It may be on its way.
+    assert_eq!(reconcile().await["found"], 0);
+    app.pass(TimeDelta::seconds(61));
+
+    let run = reconcile().await;
+    let [found] = run["differences"].as_array().unwrap().as_slice() else { panic!("{run}") };
+    assert_eq!((&found["comparison"], &found["action"]), (&json!("orders_goods"), &json!("give_back")));
+    assert_eq!(found["subject"], order["id"]);
+    let path = format!("/admin/differences/{}/apply", text(&found["id"]));
+    assert_eq!(shop.operator.post(&path, json!({})).await.is(200)["state"], "applied");
+    assert_eq!(shop.available(&goods).await, 3);
+    assert_eq!(reconcile().await["found"], 0);
 }
 
 async fn nothing_left_to_pay_is_paid_at_once(app: &TestApp) {

@@ -520,12 +520,13 @@ fn beside_the_server(
 
 async fn reconcile(service: &ReconciliationService, apply: bool) -> Result<(), Failure> {
     let run = service.run().await?;
-    let mut open = 0;
+    // Of very many, only the first are kept.
+    let mut open = usize::try_from(run.found).unwrap_or(0).saturating_sub(run.differences.len());
     let mut out = std::io::stdout();
     for difference in run.differences {
         writeln!(out, "{}: {} Proposed: {}.", difference.comparison, difference.detail, difference.action)?;
         if apply {
-            let settled = service.apply(difference.id).await?;
+            let Answered::Fresh(settled) = service.apply(difference.id, None, None).await? else { continue };
             writeln!(out, "  {}", settled.outcome.unwrap_or_default())?;
             open += usize::from(settled.state == DifferenceState::Open);
         } else {

@@ -20,6 +20,7 @@ pub struct Model {
     pub state: String,
     pub outcome: Option<String>,
     pub settled_at: Option<i64>,
+    pub found_at: i64,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

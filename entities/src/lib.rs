@@ -2,6 +2,7 @@
 
 pub mod activity;
 pub mod cart_item;
+pub mod consumer_group;
 pub mod consumer_log;
 pub mod consumer_position;
 pub mod dead_letter;

@@ -21,6 +21,7 @@ mod m20261121_000010_orders;
 mod m20261121_000011_payment;
 mod m20261121_000012_wallet_and_coupon;
 mod m20261121_000013_notification;
+mod m20261121_000014_reconciliation_kept;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -43,6 +44,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000011_payment::Migration),
             Box::new(m20261121_000012_wallet_and_coupon::Migration),
             Box::new(m20261121_000013_notification::Migration),
+            Box::new(m20261121_000014_reconciliation_kept::Migration),
         ]
     }
 }

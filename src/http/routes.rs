@@ -85,6 +85,7 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(messaging::replay)
         .service(messaging::discard)
         .service(reconciliation::list)
+        .service(reconciliation::differences)
         .service(reconciliation::run)
         .service(reconciliation::apply);
 }

@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use entities::consumer_group;
 use futures_util::future::{join, join_all};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::cemetery::Cemetery;
 use super::consumer::{Consumer, Group, Repeats};
 use super::measure::measure_until;
 use super::parking::Retries;
-use crate::db::Database;
+use crate::db::bulk::{insert_if_absent, statement};
+use crate::db::{self, Database, DbFault};
 use crate::ids::Ids;
 use crate::ports::event_bus::{EventBus, GroupSpec};
 
@@ -44,6 +48,28 @@ impl Groups {
         logged.map(|group| group.spec).collect()
     }
 
+    /// Notes which groups keep a log, and since when: what was sent before is not missing there.
+    async fn note_logs(&self, db: &Database) -> Result<(), DbFault> {
+        let logged: Vec<&'static str> = self.logged().iter().map(|group| group.name).collect();
+        let others: Vec<&'static str> =
+            self.specs.iter().map(|group| group.name).filter(|name| !logged.contains(name)).collect();
+        let noting = db.transaction(move |tx| {
+            let (logged, others) = (logged.clone(), others.clone());
+            async move {
+                let others = consumer_group::Column::Name.is_in(others);
+                consumer_group::Entity::delete_many().filter(others).exec(&tx).await?;
+                let (backend, now) = (tx.get_database_backend(), db::now_micros(&tx).await?);
+                let note =
+                    insert_if_absent(backend, "INTO consumer_group (name, logged_since) VALUES (?, ?)");
+                for name in logged {
+                    tx.execute_raw(statement(backend, &note, [name.into(), now.into()])).await?;
+                }
+                Ok(())
+            }
+        });
+        noting.await
+    }
+
     /// Consumes for every group until `stop`.
     pub async fn run(
         &self,
@@ -53,6 +79,9 @@ impl Groups {
         retries: Retries,
         stop: CancellationToken,
     ) {
+        if let Err(fault) = self.note_logs(&db).await {
+            warn!(error = %fault, "Cannot note since when the consumer groups keep their logs: {fault}");
+        }
         let cemetery = Cemetery::new(db.clone(), ids.clone());
         let consumers: Vec<Arc<Consumer>> = self
             .groups

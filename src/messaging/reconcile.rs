@@ -1,9 +1,9 @@
 //! What was sent against what was applied, and what was committed against what was sent (REC-2).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
-use entities::{outbox, queued_events};
+use entities::{consumer_group, outbox, queued_events};
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
@@ -17,13 +17,13 @@ use crate::db::bulk::{Column, Rows};
 use crate::db::{self, Database, DbFault};
 use crate::ids::{BatchId, EventId, Ids, ParkedId};
 use crate::ports::event_bus::GroupSpec;
-use crate::reconciliation::{Comparison, ComparisonError, Found};
+use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, MANY};
 
 /// How far back is looked.
 const WINDOW_MICROS: i64 = 24 * 3600 * 1_000_000;
 
-/// How long an event may take from the bus into its groups without being a difference.
-const IN_FLIGHT_MICROS: i64 = 60 * 1_000_000;
+/// How long an event may take from the bus into its groups without being a difference: it may wait behind many others.
+const IN_FLIGHT_MICROS: i64 = 600 * 1_000_000;
 
 /// How long an event may wait for the bus without being a difference.
 const WAITING_MICROS: i64 = 300 * 1_000_000;
@@ -59,19 +59,51 @@ impl SentAgainstApplied {
         self.db.read(read).await
     }
 
-    /// The events of `row` that `group` wants and knows nothing of.
-    async fn missing(&self, row: &outbox::Model, group: GroupSpec) -> Result<Vec<Envelope>, DbFault> {
-        let mut wanted = events::read(&row.events, row.traceparent.as_deref())?;
-        wanted.retain(|event| group.wants(&event.event_type));
+    async fn row(&self, id: BatchId) -> Result<Option<outbox::Model>, DbFault> {
+        let read = move |connection: DatabaseConnection| async move {
+            Ok(outbox::Entity::find_by_id(id.0).one(&connection).await?)
+        };
+        self.db.read(read).await
+    }
+
+    /// Since when groups keep their logs.
+    async fn logged_since(&self) -> Result<HashMap<String, i64>, DbFault> {
+        let read = |connection: DatabaseConnection| async move {
+            let groups = consumer_group::Entity::find().all(&connection).await?;
+            Ok(groups.into_iter().map(|group| (group.name, group.logged_since)).collect())
+        };
+        self.db.read(read).await
+    }
+
+    /// Those of `sent`, the events of the outbox row `row`, that `group` wants and knows nothing of.
+    async fn missing(&self, row: i64, sent: &[Envelope], group: GroupSpec) -> Result<Vec<Envelope>, DbFault> {
+        let mut wanted: Vec<Envelope> =
+            sent.iter().filter(|event| group.wants(&event.event_type)).cloned().collect();
         if wanted.is_empty() {
             return Ok(wanted);
         }
-        let (row, ids) = (row.id, wanted.iter().map(|event| event.id).collect());
+        let ids = wanted.iter().map(|event| event.id).collect();
         let known = self.db.read(move |connection| async move { known(&connection, group, row, ids).await });
         let known = known.await?;
         wanted.retain(|event| !known.contains(&event.id));
         Ok(wanted)
     }
+}
+
+/// What was sent and nobody can read: the embedded bus stores rows, whatever is in them.
+fn unreadable(row: &outbox::Model) -> Option<Found> {
+    let error = read(row).err()?;
+    Some(Found {
+        subject: row.id.to_string(),
+        expected: "events".to_owned(),
+        found: "something unreadable".to_owned(),
+        detail: format!("Outbox row {} ({}) was sent and cannot be read: {error}", row.id, row.types),
+        action: LOOK_AT_IT,
+    })
+}
+
+fn read(row: &outbox::Model) -> Result<Vec<Envelope>, serde_json::Error> {
+    events::read(&row.events, row.traceparent.as_deref())
 }
 
 /// Which of `events`, all of the outbox row `row`, `group` has applied, is to apply, or could not apply.
@@ -112,15 +144,24 @@ impl Comparison for SentAgainstApplied {
         if self.groups.is_empty() {
             return Ok(differences);
         }
-        let now = self.db.now_micros().await?;
+        let (now, since) = (self.db.now_micros().await?, self.logged_since().await?);
         let mut after = (now - WINDOW_MICROS, i64::MAX);
         loop {
             let page = self.page(after, now - IN_FLIGHT_MICROS).await?;
-            let Some(last) = page.last() else { return Ok(differences) };
-            after = (last.sent_at.unwrap_or(now), last.id);
             for row in &page {
+                if differences.len() >= MANY {
+                    return Ok(differences);
+                }
+                after = (row.sent_at.unwrap_or(now), row.id);
+                let Ok(sent) = read(row) else {
+                    differences.extend(unreadable(row));
+                    continue;
+                };
                 for &group in &self.groups {
-                    for event in self.missing(row, group).await? {
+                    if since.get(group.name).is_some_and(|&since| after.0 < since) {
+                        continue;
+                    }
+                    for event in self.missing(row.id, &sent, group).await? {
                         differences.push(Found {
                             subject: format!("{}/{}/{}", group.name, row.id, event.id),
                             expected: "applied once".to_owned(),
@@ -134,10 +175,17 @@ impl Comparison for SentAgainstApplied {
                     }
                 }
             }
+            if page.is_empty() {
+                return Ok(differences);
+            }
         }
     }
 
     async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
+        if let Ok(row) = subject.parse::<BatchId>() {
+            let found = self.row(row).await?.as_ref().and_then(unreadable);
+            return Ok(found.map(|found| found.detail));
+        }
         let mut parts = subject.split('/');
         let (Some(group), Some(row), Some(id)) = (parts.next(), parts.next(), parts.next()) else {
             return Ok(None);
@@ -146,11 +194,9 @@ impl Comparison for SentAgainstApplied {
         let (Some(group), Ok(row), Ok(id)) = (group, row.parse::<BatchId>(), id.parse::<EventId>()) else {
             return Ok(None);
         };
-        let read = move |connection: DatabaseConnection| async move {
-            Ok::<_, DbFault>(outbox::Entity::find_by_id(row.0).one(&connection).await?)
-        };
-        let Some(row) = self.db.read(read).await? else { return Ok(None) };
-        let missing = self.missing(&row, group).await?.into_iter().find(|event| event.id == id);
+        let Some(row) = self.row(row).await? else { return Ok(None) };
+        let Ok(sent) = read(&row) else { return Ok(None) };
+        let missing = self.missing(row.id, &sent, group).await?.into_iter().find(|event| event.id == id);
         let Some(event) = missing else { return Ok(None) };
         let id_of_parked = self.ids.next::<ParkedId>().map_err(DbFault::from)?;
         let parked = parking::row(&id_of_parked, group.name, &event, "reconciliation");
@@ -186,7 +232,8 @@ impl Comparison for CommittedAgainstSent {
                 .column(outbox::Column::LastError)
                 .filter(outbox::Column::SentAt.is_null())
                 .filter(outbox::Column::CreatedAt.lt(until))
-                .order_by_asc(outbox::Column::Id);
+                .order_by_asc(outbox::Column::Id)
+                .limit(MANY as u64);
             let rows: Vec<(i64, String, Option<String>)> = rows.into_tuple().all(&connection).await?;
             Ok::<_, DbFault>(rows)
         };

@@ -16,4 +16,4 @@ pub use model::{
     ComparisonError, Difference, DifferenceState, Found, LOOK_AT_IT, Reconciliation, ReconciliationError,
 };
 pub use search::Search;
-pub use service::{Comparison, ReconciliationService};
+pub use service::{Comparison, MANY, ReconciliationService, logs};

@@ -8,6 +8,7 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use crate::db::{AsDbFault, DbFault};
+use crate::idempotency::KeyRefusal;
 use crate::ids::{DifferenceId, ReconciliationId};
 use crate::ports::clock::from_micros;
 use crate::words::words;
@@ -66,11 +67,12 @@ pub struct Reconciliation {
     pub id: ReconciliationId,
     pub started_at: DateTime<Utc>,
     pub finished_at: DateTime<Utc>,
-    /// How many differences there were; of very many only the first are kept.
+    /// How many differences there were; of very many only the first of each comparison are kept.
     pub found: i32,
     /// Which comparisons could not be made, and why.
     #[schema(required = true)]
     pub failed: Option<String>,
+    /// In a list, only the first of them: `/admin/reconciliations/{id}/differences` has the others.
     pub differences: Vec<Difference>,
 }
 
@@ -144,6 +146,8 @@ pub enum ReconciliationError {
     #[error("{0}")]
     Outside(String),
     #[error(transparent)]
+    Key(#[from] KeyRefusal),
+    #[error(transparent)]
     Db(#[from] DbFault),
 }
 
@@ -160,7 +164,7 @@ impl AsDbFault for ReconciliationError {
     fn db_fault(&self) -> Option<&DbFault> {
         match self {
             Self::Db(fault) => Some(fault),
-            Self::NotFound | Self::Settled(_) | Self::Outside(_) => None,
+            Self::NotFound | Self::Settled(_) | Self::Outside(_) | Self::Key(_) => None,
         }
     }
 }

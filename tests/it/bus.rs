@@ -295,13 +295,16 @@ async fn an_event_that_was_lost_is_found_and_delivered_again(spine: &Spine) {
     spine.has_applied("all", &ids).await;
     let comparison =
         SentAgainstApplied::new(spine.db.clone(), spine.cluster.ids().clone(), &Groups::new(groups()));
-    // Sent two minutes ago: long enough to be missed.
-    spine.execute("UPDATE outbox SET sent_at = sent_at - 120000000").await;
+    // Sent eleven minutes ago: long enough to be missed.
+    spine.execute("UPDATE outbox SET sent_at = sent_at - 660000000").await;
     eventually(async || spine.is_quiet().await).await;
     assert_eq!(comparison.compare().await.unwrap(), []);
 
     spine.execute("DELETE FROM effect WHERE group_name = 'taken'").await;
     spine.execute("DELETE FROM consumer_log WHERE group_name = 'taken'").await;
+    // The groups are younger.
+    assert_eq!(comparison.compare().await.unwrap(), []);
+    spine.execute("UPDATE consumer_group SET logged_since = 0").await;
     let differences = comparison.compare().await.unwrap();
     assert_eq!(differences.len(), 5);
     for difference in &differences {
@@ -313,4 +316,11 @@ async fn an_event_that_was_lost_is_found_and_delivered_again(spine: &Spine) {
     assert_eq!(comparison.apply(&differences[0].subject).await.unwrap(), None);
     node.stop().await;
     spine.has_applied("all", &ids).await;
+
+    // A row that nobody can read is a difference, and keeps no other from being compared.
+    spine.execute("UPDATE outbox SET events = '[{'").await;
+    let differences = comparison.compare().await.unwrap();
+    assert_eq!(differences.len(), 1, "{differences:#?}");
+    assert_eq!(differences[0].action, tombola::reconciliation::LOOK_AT_IT);
+    assert!(comparison.apply(&differences[0].subject).await.unwrap().unwrap().contains("cannot be read"));
 }

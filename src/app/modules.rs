@@ -19,7 +19,7 @@ use crate::coupon::jobs::coupon_expiry;
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
 use crate::ids::ActivityId;
-use crate::jobs::{self, Host, JobService};
+use crate::jobs::{self, Host, Job, JobService};
 use crate::messaging::dead_letter::DeadLetters;
 use crate::messaging::groups::Groups;
 use crate::messaging::jobs::{dead_letter_replay, outbox_sweep};
@@ -44,7 +44,7 @@ use crate::ports::event_bus::Listener;
 use crate::ports::notifier::Notifier;
 use crate::ports::payment_gateway::{Gateways, InvalidSetting};
 use crate::reconciliation::jobs::reconciliation;
-use crate::reconciliation::{Comparison, ReconciliationService};
+use crate::reconciliation::{self, Comparison, ReconciliationService};
 use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, TotalAgainstBlocks};
 use crate::stock::reconcile_orders::TakesAgainstOrders;
 use crate::stock::{self, StockService};
@@ -137,25 +137,30 @@ impl Modules {
         let (db, ids, clock) = (ground.db.clone(), ground.cluster.ids().clone(), self.clock.clone());
         let schedules = self.config.jobs.schedules.clone();
         let keep = self.config.messaging.keep;
-        let logs = vec![
-            idempotency::LOG,
-            REQUESTS,
-            jobs::history(self.config.jobs.keep_runs),
-            outbox_rows::log(keep),
-            consumer::log(keep),
-            dead_letter::log(keep),
-        ];
-        let all = vec![
+        let keep_runs = self.config.jobs.keep_runs;
+        let mut all = vec![
             activity_states(self.activities.clone(), schedules.activity_states),
             coupon_expiry(self.coupons.clone(), schedules.coupon_expiry),
             dead_letter_replay(self.dead_letters(ground), schedules.dead_letter_replay),
-            jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs),
             outbox_sweep(self.outbox(ground), schedules.outbox_sweep),
             reconciliation(self.reconciliation(ground), schedules.reconciliation),
             order_deadlines(self.orders.clone(), schedules.order_deadlines),
             overdue_payments(self.orders.clone(), schedules.overdue_payments),
             payment_queries(self.payments.clone(), schedules.payment_queries),
         ];
+        let names = all.iter().map(Job::name).chain([jobs::LOG_TRIMMING]);
+        let mut logs = vec![
+            idempotency::LOG,
+            REQUESTS,
+            jobs::history(keep_runs),
+            jobs::history_of_others(keep_runs, names),
+            outbox_rows::queues_of_others(keep, &self.groups(ground).specs()),
+            outbox_rows::log(keep),
+            consumer::log(keep),
+            dead_letter::log(keep),
+        ];
+        logs.extend(reconciliation::logs(keep_runs));
+        all.push(jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs));
         JobService::new(Host { db, clock, ids, holder: ground.cluster.incarnation() }, all)
     }
 

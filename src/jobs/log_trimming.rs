@@ -1,5 +1,8 @@
 //! Removes what nobody needs any more from tables that only grow.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use chrono::TimeDelta;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tracing::warn;
@@ -9,11 +12,14 @@ use super::schedule::Schedule;
 use crate::db::{Database, DbFault};
 use crate::ports::clock::{SharedClock, Timestamp, from_micros, to_micros};
 
+/// The name of the job.
+pub const LOG_TRIMMING: &str = "log_trimming";
+
 /// Rows that are removed in one transaction, so that nobody waits long for a lock.
 const BATCH: u64 = 1000;
 
 /// A table whose rows are of no use once they are old.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     pub table: &'static str,
     /// The indexed `_at` column that tells a row's age; rows where it is NULL stay.
@@ -22,7 +28,7 @@ pub struct Log {
     pub stamped_by: Stamp,
     pub kept_for: TimeDelta,
     /// What else must hold for a row to be of no use, in SQL.
-    pub only_if: Option<&'static str>,
+    pub only_if: Option<Cow<'static, str>>,
 }
 
 /// Who writes the time into a column.
@@ -37,9 +43,20 @@ pub fn history(kept_for: TimeDelta) -> Log {
     Log { table: "job_run", aged_by: "finished_at", stamped_by: Stamp::Server, kept_for, only_if: None }
 }
 
+/// Runs of jobs that are not among `jobs`, even of those that were asked for and never began.
+pub fn history_of_others(kept_for: TimeDelta, jobs: impl IntoIterator<Item = &'static str>) -> Log {
+    Log { aged_by: "created_at", only_if: Some(none_of("job", jobs)), ..history(kept_for) }
+}
+
+/// The condition that `column` is none of `words`, which need no quoting.
+pub fn none_of(column: &str, words: impl IntoIterator<Item = &'static str>) -> Cow<'static, str> {
+    let words: Vec<String> = words.into_iter().map(|word| format!("'{word}'")).collect();
+    Cow::Owned(format!("{column} NOT IN ({})", words.join(", ")))
+}
+
 /// The job that removes the old rows of `logs`.
 pub fn log_trimming(db: Database, clock: SharedClock, schedule: Schedule, logs: Vec<Log>) -> Job {
-    Job::new("log_trimming", schedule, move |_: RunContext| {
+    Job::new(LOG_TRIMMING, schedule, move |_: RunContext| {
         let (db, server, logs) = (db.clone(), clock.now(), logs.clone());
         async move {
             let database = from_micros(db.now_micros().await?);
@@ -49,7 +66,7 @@ pub fn log_trimming(db: Database, clock: SharedClock, schedule: Schedule, logs: 
                     Stamp::Server => server,
                     Stamp::Database => database,
                 };
-                match trim(&db, log, now - log.kept_for).await {
+                match trim(&db, &log, now - log.kept_for).await {
                     Ok(0) => {}
                     Ok(rows) => removed.push(format!("{rows} of {}", log.table)),
                     Err(fault) => {
@@ -68,17 +85,17 @@ pub fn log_trimming(db: Database, clock: SharedClock, schedule: Schedule, logs: 
 }
 
 /// Removes the rows of `log` from before `before`; tells how many.
-async fn trim(db: &Database, log: Log, before: Timestamp) -> Result<u64, DbFault> {
+async fn trim(db: &Database, log: &Log, before: Timestamp) -> Result<u64, DbFault> {
+    let sql: Arc<str> = delete(db.backend(), log).into();
     let mut removed = 0;
     loop {
-        let batch = db
-            .transaction::<u64, DbFault, _, _>(move |tx| async move {
-                let backend = tx.get_database_backend();
-                let values = [to_micros(before).into(), i64::try_from(BATCH).unwrap_or(i64::MAX).into()];
-                let delete = Statement::from_sql_and_values(backend, delete(backend, log), values);
-                Ok(tx.execute_raw(delete).await?.rows_affected())
-            })
-            .await?;
+        let sql = sql.clone();
+        let removing = db.transaction(move |tx| {
+            let values = [to_micros(before).into(), i64::try_from(BATCH).unwrap_or(i64::MAX).into()];
+            let delete = Statement::from_sql_and_values(tx.get_database_backend(), &*sql, values);
+            async move { Ok::<_, DbFault>(tx.execute_raw(delete).await?.rows_affected()) }
+        });
+        let batch = removing.await?;
         removed += batch;
         if batch < BATCH {
             return Ok(removed);
@@ -87,8 +104,8 @@ async fn trim(db: &Database, log: Log, before: Timestamp) -> Result<u64, DbFault
 }
 
 /// By the rows' place, because keys differ from table to table.
-fn delete(backend: DbBackend, Log { table, aged_by, only_if, .. }: Log) -> String {
-    let and = only_if.map(|condition| format!(" AND {condition}")).unwrap_or_default();
+fn delete(backend: DbBackend, Log { table, aged_by, only_if, .. }: &Log) -> String {
+    let and = only_if.as_ref().map(|condition| format!(" AND {condition}")).unwrap_or_default();
     match backend {
         DbBackend::MySql => format!("DELETE FROM {table} WHERE {aged_by} < ?{and} LIMIT ?"),
         DbBackend::Postgres => format!(

@@ -29,7 +29,7 @@ mod store;
 mod tests;
 
 pub use job::{Job, JobError, RunContext, Summary, Trigger};
-pub use log_trimming::{Log, Stamp, history, log_trimming};
+pub use log_trimming::{LOG_TRIMMING, Log, Stamp, history, history_of_others, log_trimming, none_of};
 pub use model::{JobView, JobsError, LastRun, Request, Run, RunState};
 pub use params::{InvalidParams, NoParams, Params, Partitions};
 pub use runner::{Host, Runner};

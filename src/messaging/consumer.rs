@@ -41,7 +41,8 @@ pub fn log(kept_for: TimeDelta) -> Log {
         kept_for: kept_for + TimeDelta::days(1),
         only_if: Some(
             "event_id NOT IN (SELECT event_id FROM dead_letter \
-             WHERE event_id IS NOT NULL AND state IN ('waiting', 'replaying'))",
+             WHERE event_id IS NOT NULL AND state IN ('waiting', 'replaying'))"
+                .into(),
         ),
     }
 }

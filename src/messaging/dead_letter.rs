@@ -58,7 +58,7 @@ pub fn log(kept_for: TimeDelta) -> Log {
         aged_by: "settled_at",
         stamped_by: Stamp::Database,
         kept_for,
-        only_if: Some("state IN ('applied', 'discarded')"),
+        only_if: Some("state IN ('applied', 'discarded')".into()),
     }
 }
 

@@ -12,8 +12,9 @@ use utoipa::ToSchema;
 
 use crate::db::{self, Database, DbFault};
 use crate::ids::BatchId;
-use crate::jobs::{Log, Stamp};
+use crate::jobs::{Log, Stamp, none_of};
 use crate::ports::clock::{SharedClock, from_micros, to_micros};
+use crate::ports::event_bus::GroupSpec;
 use crate::words::words;
 
 /// What is unsent for longer than this is told by the sweep (MSG-3).
@@ -66,7 +67,18 @@ pub fn log(kept_for: TimeDelta) -> Log {
         aged_by: "sent_at",
         stamped_by: Stamp::Database,
         kept_for,
-        only_if: Some("id NOT IN (SELECT outbox_id FROM queued_events)"),
+        only_if: Some("id NOT IN (SELECT outbox_id FROM queued_events)".into()),
+    }
+}
+
+/// What the embedded bus has queued for groups that are not among `groups`; it would keep its outbox rows for ever.
+pub fn queues_of_others(kept_for: TimeDelta, groups: &[GroupSpec]) -> Log {
+    Log {
+        table: "queued_events",
+        aged_by: "queued_at",
+        stamped_by: Stamp::Database,
+        kept_for,
+        only_if: Some(none_of("group_name", groups.iter().map(|group| group.name))),
     }
 }
 

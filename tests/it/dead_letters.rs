@@ -7,9 +7,7 @@ use entities::{consumer_log, dead_letter, outbox, queued_events, stock_projectio
 use reqwest::Method;
 use sea_orm::ActiveValue::Set;
 use sea_orm::sea_query::Expr;
-use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
-};
+use sea_orm::{ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder};
 use serde_json::{Value, json};
 use tombola::config::BusConfig;
 use tombola::messaging::outbox::rfc3339;
@@ -511,17 +509,21 @@ async fn old_messages_are_removed(app: &TestApp) {
         sent_at: Set(Some(age(days, hours))),
         ..outbox_row(app, &event("store.updated.v1", "7"))
     };
-    let (old, young, queued) = (sent(7, 1), sent(6, 23), sent(30, 0));
+    let (old, young, queued, orphaned) = (sent(7, 1), sent(6, 23), sent(30, 0), sent(30, 0));
     let unsent = outbox::ActiveModel {
         retry_at: Set(Some(i64::MAX)),
         created_at: Set(age(400, 0)),
         ..outbox_row(app, &event("store.updated.v1", "7"))
     };
-    let queue = queued_events::ActiveModel {
-        group_name: Set("of_a_later_version".to_owned()),
-        outbox_id: queued.id.clone(),
-        queued_at: Set(age(30, 0)),
+    let queue = |group: &str, row: &outbox::ActiveModel, queued_at| queued_events::ActiveModel {
+        group_name: Set(group.to_owned()),
+        outbox_id: row.id.clone(),
+        queued_at: Set(queued_at),
     };
+    let queues = [
+        queue("of_a_later_version", &queued, age(6, 23)),
+        queue("of_an_earlier_version", &orphaned, age(7, 1)),
+    ];
     let applied = |event_id: i64, days, hours| consumer_log::ActiveModel {
         group_name: Set("a_group".to_owned()),
         event_id: Set(event_id),
@@ -548,18 +550,42 @@ async fn old_messages_are_removed(app: &TestApp) {
     );
     let kept_letters = [&letters[2], &letters[3]].map(|letter| *letter.id.as_ref());
     behind(app, async |connection| {
-        outbox::Entity::insert_many([old, young, queued, unsent])
+        outbox::Entity::insert_many([old, young, queued, orphaned, unsent])
             .exec_without_returning(connection)
             .await
             .unwrap();
-        queue.into_active_model().insert(connection).await.unwrap();
+        queued_events::Entity::insert_many(queues).exec_without_returning(connection).await.unwrap();
         consumer_log::Entity::insert_many(notes).exec_without_returning(connection).await.unwrap();
         dead_letter::Entity::insert_many(letters).exec_without_returning(connection).await.unwrap();
     })
     .await;
+    // The server's own time is that of its story.
+    let earlier = |days, hours| to_micros(app.now() - TimeDelta::days(days) - TimeDelta::hours(hours));
+    for (id, at) in [(unique(), earlier(30, 1)), (unique(), earlier(29, 23))] {
+        app.execute(&format!(
+            "INSERT INTO reconciliation (id, started_at, finished_at, found) VALUES ({id}, {at}, {at}, 1)"
+        ))
+        .await;
+        app.execute(&format!(
+            "INSERT INTO difference (id, reconciliation_id, comparison, subject, expected, found, detail, action, \
+             state, found_at) VALUES ({id}, {id}, 'c', 's', 'e', 'f', 'd', 'a', 'open', {at})"
+        ))
+        .await;
+        // Asked for, of a job that is no more: it never ends.
+        app.execute(&format!(
+            "INSERT INTO job_run (id, job, state, triggered_by, params, created_at) \
+             VALUES ({id}, 'removed', 'requested', 'operator', 'null', {at})"
+        ))
+        .await;
+    }
     let run = ask(&operator, "log_trimming", json!({})).await;
     let run = ended(&operator, "log_trimming", &run).await;
-    assert_eq!(run["summary"], "removed 1 of outbox, 1 of consumer_log, 2 of dead_letter", "{run}");
+    assert_eq!(
+        run["summary"],
+        "removed 1 of job_run, 1 of queued_events, 2 of outbox, 1 of consumer_log, 2 of dead_letter, \
+         1 of difference, 1 of reconciliation",
+        "{run}"
+    );
     behind(app, async |connection| {
         let rows = outbox::Entity::find().order_by_asc(outbox::Column::Id).all(connection).await.unwrap();
         assert_eq!(

@@ -71,13 +71,15 @@ def consume(connection, arguments, db):
     for method, _, body in channel.consume(arguments.name):
         try:
             event = json.loads(body)
-        except ValueError:
+            if not all(isinstance(event[name], str) for name in ("id", "type", "subject", "time")):
+                raise ValueError("not an event")
+        except (ValueError, TypeError, LookupError):
             # It will not become readable by trying again. Give the queue a dead-letter exchange to keep such messages.
             print(f"not an event: {body[:200]!r}", file=sys.stderr)
             channel.basic_reject(method.delivery_tag, requeue=False)
             continue
         if apply(db, event):
-            print(f"{event['time']} {event['type']} {event['subject']} {json.dumps(event['data'])}", flush=True)
+            print(f"{event['time']} {event['type']} {event['subject']} {json.dumps(event.get('data'))}", flush=True)
         # Only now: an event acknowledged before its effect is committed could be lost.
         channel.basic_ack(method.delivery_tag)
     raise AMQPError("the broker ended the subscription")

@@ -10,12 +10,16 @@ use sea_orm::EntityTrait;
 use tracing::error;
 
 use super::dead_letter::{BodyEncoding, LetterState, find};
+use super::envelope::Undecodable;
 use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::{DeadLetterId, Ids};
 use crate::ports::event_bus::{Delivery, Sink, SinkUnavailable, Unreadable, group_of};
 
 /// How much of an error is kept.
 const ERROR_CHARS: usize = 1000;
+
+/// How much is kept of a message that is too large to be an event: it is there to be looked at, not to be replayed.
+const LARGEST_BODY: usize = 64 * 1024;
 
 /// Buries what `row` held, or buries it again.
 pub(super) async fn bury(
@@ -64,10 +68,15 @@ impl Cemetery {
         let digest = ring::digest::digest(&ring::digest::SHA256, &message.body);
         let key =
             digest.as_ref().iter().fold(String::with_capacity(64), |key, byte| key + &format!("{byte:02x}"));
-        let (body, encoding) = match std::str::from_utf8(&message.body) {
+        let (mut kept, mut error) = (message.body.as_slice(), message.error.to_string());
+        if let Undecodable::TooLarge(_) = message.error {
+            kept = &kept[..LARGEST_BODY.min(kept.len())];
+            error = format!("{error}; only the first {} are kept", kept.len());
+        }
+        let (body, encoding) = match std::str::from_utf8(kept) {
             // PostgreSQL takes no NUL in text.
             Ok(text) if !text.contains('\0') => (text.to_owned(), BodyEncoding::Utf8),
-            _ => (STANDARD.encode(&message.body), BodyEncoding::Base64),
+            _ => (STANDARD.encode(kept), BodyEncoding::Base64),
         };
         let letter = dead_letter::ActiveModel {
             group_name: Set(group.to_owned()),
@@ -78,7 +87,7 @@ impl Cemetery {
             body: Set(body),
             body_encoding: Set(encoding.word().to_owned()),
             origin: Set(origin.to_owned()),
-            error: Set(db::fit(&message.error.to_string(), ERROR_CHARS)),
+            error: Set(db::fit(&error, ERROR_CHARS)),
             attempts: Set(1),
             ..Default::default()
         };
@@ -163,4 +172,27 @@ async fn keep(tx: &Tx, ids: &Ids, letter: dead_letter::ActiveModel, now: i64) ->
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity::tests::Story;
+    use crate::messaging::envelope::{Envelope, MAX_BYTES};
+    use crate::ports::clock::SystemClock;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_a_message_that_is_too_large_the_beginning_is_kept() {
+        let story = Story::begin().await;
+        let ids = Ids::new(1, &SystemClock, std::time::Duration::from_secs(600));
+        let body = vec![0xff; MAX_BYTES + 1];
+        let error = Envelope::parse(&body).unwrap_err();
+        let cemetery = Cemetery::new(story.db.clone(), ids);
+        cemetery.bury_unreadable("taken", "tombola.taken", &Unreadable { body, error }).await.unwrap();
+        let read =
+            |connection| async move { Ok::<_, DbFault>(dead_letter::Entity::find().one(&connection).await?) };
+        let letter = story.db.read(read).await.unwrap().unwrap();
+        assert_eq!(STANDARD.decode(letter.body).unwrap(), vec![0xff; LARGEST_BODY]);
+        assert!(letter.error.ends_with("only the first 65536 are kept"), "{}", letter.error);
+    }
 }

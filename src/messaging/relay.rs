@@ -69,12 +69,11 @@ impl Relay {
 
     /// Publishes until `stop`, whenever this node is the relay.
     pub async fn run(self, stop: CancellationToken) {
-        self.lease
-            .work(&stop, async || {
-                info!("This node relays events");
-                tokio::join!(self.relay_until(&stop), self.measure_until(&stop));
-            })
-            .await;
+        let relaying = self.lease.work(&stop, async || {
+            info!("This node relays events");
+            self.relay_until(&stop).await;
+        });
+        tokio::join!(relaying, self.measure_until(&stop));
     }
 
     async fn relay_until(&self, stop: &CancellationToken) {
@@ -206,13 +205,14 @@ impl Relay {
         marking.await
     }
 
-    /// The backlog as metrics: its age says what its size does not.
+    /// The backlog as metrics: its age says what its size does not. Whether or not this node is the relay, because the
+    /// last numbers of one that was would stay; for the same reason they are no numbers if the database cannot tell.
     async fn measure_until(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
-            if let Ok((rows, age)) = self.backlog().await {
-                metrics::gauge!("tombola_outbox_unsent_rows").set(rows as f64);
-                metrics::gauge!("tombola_outbox_oldest_unsent_age_seconds").set(age.as_secs_f64());
-            }
+            let measured = self.backlog().await.map(|(rows, age)| (rows as f64, age.as_secs_f64()));
+            let (rows, age) = measured.unwrap_or((f64::NAN, f64::NAN));
+            metrics::gauge!("tombola_outbox_unsent_rows").set(rows);
+            metrics::gauge!("tombola_outbox_oldest_unsent_age_seconds").set(age);
             stop.run_until_cancelled(tokio::time::sleep(MEASURE_EVERY)).await;
         }
     }

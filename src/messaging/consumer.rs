@@ -20,7 +20,7 @@ use super::cemetery::Cemetery;
 use super::dead_letter;
 use super::envelope::{Envelope, Undecodable};
 use super::parking::{self, Retries};
-use crate::db::bulk::{Column, Rows};
+use crate::db::bulk::{self, Column, Rows};
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
 use crate::faults;
 use crate::ids::Ids;
@@ -414,10 +414,9 @@ async fn note(tx: &Tx, group: &str, events: &[Envelope], attempts: i32) -> Resul
 async fn not_late(tx: &Tx, group: &str, events: Vec<Envelope>) -> Result<Vec<Envelope>, DbFault> {
     const KNOWN: &str = "SELECT r.subject, (SELECT p.sequence FROM consumer_position AS p \
         WHERE p.group_name = ? AND p.subject = r.subject) AS sequence FROM {rows}";
-    const FORGET: &str =
-        "DELETE FROM consumer_position WHERE group_name = ? AND subject IN (SELECT r.subject FROM {rows})";
-    const KEEP: &str = "INSERT INTO consumer_position (group_name, subject, sequence) \
-        SELECT ?, r.subject, r.sequence FROM {rows}";
+    const FORWARD: &str = "subject = r.of_subject AND group_name = ? AND sequence < r.to_sequence";
+    const BEGIN: &str = "INSERT INTO consumer_position (group_name, subject, sequence) \
+        SELECT ?, r.of_subject, r.to_sequence FROM {rows}";
     let backend = tx.get_database_backend();
     let subjects: HashSet<String> = events.iter().map(|event| event.subject.clone()).collect();
     let subjects = Rows::new().column("subject", Column::Text(subjects.into_iter().collect()));
@@ -427,6 +426,7 @@ async fn not_late(tx: &Tx, group: &str, events: Vec<Envelope>) -> Result<Vec<Env
             positions.insert(row.try_get("", "subject")?, sequence);
         }
     }
+    let known: HashSet<String> = positions.keys().cloned().collect();
     let mut moved: BTreeMap<String, i64> = BTreeMap::new();
     let mut fresh = Vec::with_capacity(events.len());
     for event in events {
@@ -439,13 +439,21 @@ async fn not_late(tx: &Tx, group: &str, events: Vec<Envelope>) -> Result<Vec<Env
         }
         fresh.push(event);
     }
-    if !moved.is_empty() {
-        let (subjects, sequences): (Vec<String>, Vec<i64>) = moved.into_iter().unzip();
-        let gone = Rows::new().column("subject", Column::Text(subjects.clone()));
-        tx.execute_raw(gone.statement(backend, FORGET, [group.into()])).await?;
-        let kept =
-            Rows::new().column("subject", Column::Text(subjects)).column("sequence", Column::Big(sequences));
-        tx.execute_raw(kept.statement(backend, KEEP, [group.into()])).await?;
+    let forward = bulk::update(backend, "consumer_position", "sequence = r.to_sequence", FORWARD);
+    let (known, new): (Vec<_>, Vec<_>) = moved.into_iter().partition(|(subject, _)| known.contains(subject));
+    for (sql, positions) in [(forward.as_str(), known), (BEGIN, new)] {
+        if positions.is_empty() {
+            continue;
+        }
+        let count = positions.len() as u64;
+        let (subjects, sequences) = positions.into_iter().unzip();
+        let rows = Rows::new()
+            .column("of_subject", Column::Text(subjects))
+            .column("to_sequence", Column::Big(sequences));
+        // Another node applies a later event: seen anew, ours is late.
+        if tx.execute_raw(rows.statement(backend, sql, [group.into()])).await?.rows_affected() < count {
+            return Err(DbFault::Overtaken("the position of a consumer group"));
+        }
     }
     Ok(fresh)
 }

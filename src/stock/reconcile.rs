@@ -6,15 +6,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use entities::{activity, stock_projection, token_block};
 use sea_orm::sea_query::Expr;
-use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryResult, QuerySelect,
+};
 
 use super::{blocks, projection};
-use crate::db::{self, Database, DbFault};
+use crate::db::{Database, DbFault, bulk};
 use crate::ids::{ActivityId, BlockId};
 use crate::reconciliation::{Comparison, ComparisonError, Found};
 
 /// What the projection may lag behind: its steps, and an event's way to it.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// Activities that are looked at in one statement.
+const PAGE: i64 = 1000;
 
 /// Each block's count against the takes that hold its tokens.
 #[derive(Debug)]
@@ -81,7 +86,7 @@ async fn counted(
     const COUNTED: &str = "SELECT b.*, (SELECT COUNT(*) FROM take AS t WHERE t.activity_id = b.activity_id \
         AND t.live_token BETWEEN b.first_token AND b.last_token) AS held FROM token_block AS b WHERE b.id = ?";
     use sea_orm::FromQueryResult;
-    let sql = db::bulk::statement(connection.get_database_backend(), COUNTED, [block.into()]);
+    let sql = bulk::statement(connection.get_database_backend(), COUNTED, [block.into()]);
     let Some(row) = connection.query_one_raw(sql).await? else { return Ok(None) };
     Ok(Some((token_block::Model::from_query_result(&row, "")?, row.try_get("", "held")?)))
 }
@@ -145,11 +150,11 @@ async fn totals(
         CAST(COALESCE((SELECT SUM(b.last_token - b.first_token + 1) FROM token_block AS b \
         WHERE b.activity_id = a.id AND b.state <> 'retired'), 0) AS {int}) AS tokens FROM activity AS a";
     let backend = connection.get_database_backend();
-    let mut sql = TOTALS.replace("{int}", db::bulk::integer(backend));
+    let mut sql = TOTALS.replace("{int}", bulk::integer(backend));
     if only.is_some() {
         sql.push_str(" WHERE a.id = ?");
     }
-    let sql = db::bulk::statement(backend, &sql, only.map(|id| id.0.into()));
+    let sql = bulk::statement(backend, &sql, only.map(|id| id.0.into()));
     let rows = connection.query_all_raw(sql).await?;
     rows.iter()
         .map(|row| Ok((row.try_get("", "id")?, row.try_get("", "total")?, row.try_get("", "tokens")?)))
@@ -203,23 +208,28 @@ impl Comparison for ProjectionAgainstBlocks {
 impl ProjectionAgainstBlocks {
     /// Activity, remaining by its blocks, when it was counted for the projection, and the projection.
     async fn differing(&self) -> Result<Vec<(i64, i64, Option<i64>, Option<i64>)>, DbFault> {
-        let read = |connection: DatabaseConnection| async move {
-            let activities = activity::Entity::find().select_only().column(activity::Column::Id);
-            let activities: Vec<i64> = activities.into_tuple().all(&connection).await?;
-            let rows = stock_projection::Entity::find().all(&connection).await?;
-            let projected: HashMap<i64, stock_projection::Model> =
-                rows.into_iter().map(|row| (row.activity_id, row)).collect();
-            let mut differing = Vec::new();
-            for id in activities {
-                let remaining = blocks::remaining(&connection, ActivityId(id)).await?;
-                let row = projected.get(&id);
-                if row.is_none_or(|row| row.remaining != remaining) {
-                    let (as_of, projected) = (row.map(|row| row.as_of_at), row.map(|row| row.remaining));
-                    differing.push((id, remaining, as_of, projected));
-                }
-            }
-            Ok(differing)
-        };
-        self.0.read(read).await
+        const COMPARED: &str = "SELECT a.id AS id, p.as_of_at AS as_of_at, p.remaining AS projected, \
+            CAST(COALESCE((SELECT SUM(b.last_token - b.first_token + 1 - b.sold) FROM token_block AS b \
+            WHERE b.activity_id = a.id AND b.state <> 'retired'), 0) AS {int}) AS remaining \
+            FROM activity AS a LEFT JOIN stock_projection AS p ON p.activity_id = a.id \
+            WHERE a.id > ? ORDER BY a.id LIMIT ?";
+        let (mut after, mut differing) = (0, Vec::new());
+        loop {
+            let read = move |connection: DatabaseConnection| async move {
+                let backend = connection.get_database_backend();
+                let sql = COMPARED.replace("{int}", bulk::integer(backend));
+                let sql = bulk::statement(backend, &sql, [after.into(), PAGE.into()]);
+                let rows = connection.query_all_raw(sql).await?;
+                let parse = |row: &QueryResult| {
+                    let (as_of, projected) = (row.try_get("", "as_of_at")?, row.try_get("", "projected")?);
+                    Ok((row.try_get("", "id")?, row.try_get("", "remaining")?, as_of, projected))
+                };
+                rows.iter().map(parse).collect::<Result<Vec<_>, DbFault>>()
+            };
+            let page = self.0.read(read).await?;
+            let Some(last) = page.last() else { return Ok(differing) };
+            after = last.0;
+            differing.extend(page.into_iter().filter(|row| row.3 != Some(row.1)));
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The bus over RabbitMQ 3.10 or newer.
 //!
 //! One connection publishes and another one consumes, because a broker short of memory silences a publishing connection
-//! altogether, acknowledgements included (RELIABILITY R12). Both are made again for ever when they are lost.
+//! altogether, acknowledgements included (RELIABILITY R12). A third one leaves reminders: every node that consumes does,
+//! whether or not it publishes. They are made again for ever when they are lost.
 
 mod consumer;
 mod link;
@@ -29,7 +30,7 @@ use crate::messaging::catalogue::EventType;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a consumer may wait in order to leave a reminder.
+/// How long leaving a reminder may take; the sweep makes good what is left out.
 const REMIND: Duration = Duration::from_millis(500);
 
 /// The bus over RabbitMQ. Clones share the connections.
@@ -44,6 +45,7 @@ struct Inner {
     /// Empty while it is in use, or when the connection was lost.
     publisher: Mutex<Option<Publisher>>,
     consuming: Shared,
+    reminding: Shared,
 }
 
 impl RabbitMq {
@@ -55,7 +57,8 @@ impl RabbitMq {
             groups: groups.to_vec(),
             delays: delays.to_vec(),
             publisher: Mutex::new(None),
-            consuming: Shared::new(broker, "consumer"),
+            consuming: Shared::new(broker.clone(), "consumer"),
+            reminding: Shared::new(broker, "reminder"),
         })))
     }
 
@@ -69,6 +72,18 @@ impl RabbitMq {
                 Ok(publisher)
             }
         }
+    }
+
+    async fn leave_reminder(&self, delay: Duration) -> Result<(), LinkError> {
+        let connection = self.0.reminding.get().await?;
+        if connection.status().blocked() {
+            return Ok(());
+        }
+        let left = publisher::poke(&connection, &topology::delay_queue(delay)).await;
+        if left.is_err() {
+            self.0.reminding.discard(&connection).await;
+        }
+        left
     }
 
     /// Consumes again and again until `stop`.
@@ -186,19 +201,15 @@ impl EventBus for RabbitMq {
         if !self.0.delays.contains(&delay) {
             return;
         }
-        let reminding = async {
-            let shared = self.0.publisher.lock().await;
-            match shared.as_ref().filter(|publisher| publisher.trouble().is_none()) {
-                Some(publisher) => publisher.poke(&topology::delay_queue(delay)).await,
-                None => Ok(()),
+        let bus = self.clone();
+        // Whoever consumes must not wait for a broker that takes no messages (R12).
+        tokio::spawn(async move {
+            match timeout(REMIND, bus.leave_reminder(delay)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "Could not leave a reminder"),
+                Err(_) => debug!("The broker is too busy to leave a reminder"),
             }
-        };
-        // Whoever consumes must not wait for a broker that takes no messages (R12): the sweep will do.
-        match timeout(REMIND, reminding).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => debug!(%error, "Could not leave a reminder"),
-            Err(_) => debug!("The publisher is too busy to leave a reminder"),
-        }
+        });
     }
 
     async fn reminded(&self, wake: &Notify, stop: CancellationToken) {
@@ -214,5 +225,6 @@ impl EventBus for RabbitMq {
             publisher.close().await;
         }
         self.0.consuming.close().await;
+        self.0.reminding.close().await;
     }
 }

@@ -168,19 +168,19 @@ impl Publisher {
         }
     }
 
-    /// Puts an empty message into `queue`, without waiting for its confirm.
-    pub(super) async fn poke(&self, queue: &str) -> Result<(), LinkError> {
-        let channel = link::within(self.connection.create_channel()).await?;
-        let key = ShortString::try_new(queue).unwrap_or_default();
-        let properties = BasicProperties::default().with_delivery_mode(DELIVERY_MODE);
-        let sent = channel.basic_publish("".into(), key, BasicPublishOptions::default(), b"", properties);
-        link::within(sent).await?;
-        link::within(channel.close(200, "OK".into())).await
-    }
-
     pub(super) async fn close(self) {
         link::close(&self.connection).await;
     }
+}
+
+/// Puts an empty message into `queue`, without waiting for its confirm.
+pub(super) async fn poke(connection: &Connection, queue: &str) -> Result<(), LinkError> {
+    let channel = link::within(connection.create_channel()).await?;
+    let key = ShortString::try_new(queue).unwrap_or_default();
+    let properties = BasicProperties::default().with_delivery_mode(DELIVERY_MODE);
+    let sent = channel.basic_publish("".into(), key, BasicPublishOptions::default(), b"", properties);
+    link::within(sent).await?;
+    link::within(channel.close(200, "OK".into())).await
 }
 
 impl Progress {

@@ -33,6 +33,13 @@ pub(super) enum LinkError {
     Silent,
 }
 
+impl LinkError {
+    /// Whether it has ended its channel and nothing else.
+    pub(super) fn is_of_channel(&self) -> bool {
+        matches!(self, Self::Broker(error) if error.is_amqp_soft_error())
+    }
+}
+
 /// Where the broker is. The URL was checked when it was read.
 #[derive(Debug, Clone)]
 pub(super) struct Broker {
@@ -67,15 +74,16 @@ pub(super) async fn within<T>(step: impl Future<Output = Result<T, lapin::Error>
     Ok(timeout(STEP, step).await.map_err(|_| LinkError::Silent)??)
 }
 
-/// Declares the exchanges and queues.
+/// Declares the exchanges, and the queues of `groups` and `delays`.
 pub(super) async fn declare(
-    channel: &Channel,
+    connection: &Connection,
     groups: &[GroupSpec],
     delays: &[Duration],
 ) -> Result<(), LinkError> {
+    let channel = within(connection.create_channel()).await?;
     // Some dozens of steps.
-    timeout(STEP * 4, topology::declare(channel, groups, delays)).await.map_err(|_| LinkError::Silent)??;
-    Ok(())
+    timeout(STEP * 4, topology::declare(&channel, groups, delays)).await.map_err(|_| LinkError::Silent)??;
+    within(channel.close(200, "OK".into())).await
 }
 
 /// A channel that confirms what is published on it.

@@ -9,6 +9,7 @@ mod link;
 mod publisher;
 mod topology;
 
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,8 @@ impl RabbitMq {
     async fn consume(&self, task: &Task<'_>, stop: &CancellationToken) -> Result<(), LinkError> {
         let connection = self.0.consuming.get().await?;
         let ended = self.consume_on(&connection, task, stop).await;
-        if ended.is_err() {
+        // What the broker has against one queue is no reason to take the messages of the others away.
+        if ended.as_ref().is_err_and(|error| !error.is_of_channel()) {
             self.0.consuming.discard(&connection).await;
         }
         ended
@@ -120,9 +122,12 @@ impl RabbitMq {
         task: &Task<'_>,
         stop: &CancellationToken,
     ) -> Result<(), LinkError> {
-        let channel = link::within(connection.create_channel()).await?;
-        link::declare(&channel, &self.0.groups, &self.0.delays).await?;
-        link::within(channel.close(200, "OK".into())).await?;
+        let (groups, delays): (&[GroupSpec], &[Duration]) = match task {
+            Task::Queue { group, .. } if self.0.groups.contains(group) => (slice::from_ref(group), &[]),
+            Task::Queue { .. } | Task::Ear { .. } => (&[], &[]),
+            Task::Reminders(_) => (&[], &self.0.delays),
+        };
+        link::declare(connection, groups, delays).await?;
         match task {
             Task::Queue { queue, group, sink } => {
                 consumer::consume(connection, queue, group, *sink, stop).await

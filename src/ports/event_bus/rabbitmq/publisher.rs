@@ -1,6 +1,7 @@
 //! Publishes with confirms, each awaited by itself (RELIABILITY R13).
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::slice;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -8,6 +9,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::link::{self, Broker, LinkError};
 use super::topology::{self, EVENTS, PARTITION};
@@ -67,7 +69,16 @@ impl Publisher {
     ) -> Result<Self, LinkError> {
         let connection = broker.connect("publisher").await?;
         let channel = link::confirming(&connection).await?;
-        link::declare(&channel, groups, delays).await?;
+        link::declare(&connection, &[], delays).await?;
+        for group in groups {
+            match link::declare(&connection, slice::from_ref(group), &[]).await {
+                // Queues of one group that are there already, with other arguments, keep no other group from its events.
+                Err(error) if error.is_of_channel() => {
+                    warn!(group = group.name, %error, "Cannot declare the queues of group {}: {error}", group.name);
+                }
+                declared => declared?,
+            }
+        }
         let wanted = groups.iter().flat_map(|group| group.types).map(|known| known.word()).collect();
         Ok(Self { connection, channel, wanted })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use entities::outbox;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use sea_orm::{ConnectionTrait, EntityTrait, QueryOrder, Statement};
@@ -43,8 +43,10 @@ macro_rules! deliveries {
 deliveries! {
     embedded_sqlite Embedded Sqlite: f24_dead_before_the_acknowledgement, f26_unreadable_row;
     embedded_postgres Embedded Postgres: f24_dead_before_the_acknowledgement, f26_unreadable_row;
-    rabbitmq_sqlite RabbitMq Sqlite: f21_only_the_returned_are_blamed, f23_delay_queues_gone,
-        f24_dead_before_the_acknowledgement, f24_delivered_five_times, f25_in_the_wrong_order, f26_poison;
+    rabbitmq_sqlite RabbitMq Sqlite: f21_only_the_returned_are_blamed, f21_a_queue_declared_otherwise,
+        f23_delay_queues_gone, f24_dead_before_the_acknowledgement, f24_delivered_five_times,
+        f24_delivered_too_often, f25_in_the_wrong_order, f26_poison;
+    rabbitmq_mariadb RabbitMq MariaDb: f26_poison;
     rabbitmq_postgres RabbitMq Postgres: f24_dead_before_the_acknowledgement, f24_delivered_five_times, f26_poison;
 }
 
@@ -190,6 +192,23 @@ async fn f21_only_the_returned_are_blamed(spine: &Spine) {
     assert!(number(spine, blamed).await > 0, "nothing was returned");
     let wrongly = "SELECT count(*) FROM outbox WHERE attempts > 0 AND types <> 'activity.taken.v1'";
     assert_eq!(number(spine, wrongly).await, 0, "rows that found their queue were blamed");
+    node.stop().await;
+    connection.close(200, "OK".into()).await.unwrap();
+}
+
+/// A queue that is there with other arguments stops its own group, until it is gone.
+async fn f21_a_queue_declared_otherwise(spine: &Spine) {
+    let (connection, channel) = vhost(spine).channel().await;
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare("tombola.released".into(), options, FieldTable::default()).await.unwrap();
+    let node =
+        spine.node(vec![spine.recorder(spec("taken", TAKEN)), spine.recorder(spec("released", RELEASED))]);
+    let released = spine.commit(&[(ActivityTakeReleased, "7", None)]).await;
+    let taken = spine.commit(&[(ActivityTaken, "7", None); 10]).await;
+    spine.has_applied("taken", &taken).await;
+    assert_eq!(spine.logged("released").await, 0);
+    vhost(spine).delete_queue("tombola.released").await;
+    spine.has_applied("released", &released).await;
     node.stop().await;
     connection.close(200, "OK".into()).await.unwrap();
 }
@@ -359,6 +378,40 @@ impl Handler for OneByOne {
 }
 
 /// The end before the beginning: one group waits for what is missing, the other ignores what is late.
+async fn f24_delivered_too_often(spine: &Spine) {
+    const QUEUE: &str = "tombola.taken";
+    let group = spec("taken", TAKEN);
+    let node = spine.node(vec![spine.recorder(group)]);
+    let first = spine.commit(&[(ActivityTaken, "7", None)]).await;
+    spine.has_applied("taken", &first).await;
+    eventually(async || vhost(spine).consumers("tombola.dead").await == 1).await;
+    node.stop().await;
+
+    let (connection, channel) = vhost(spine).channel().await;
+    let (id, event) = cloud_event(spine, ActivityTaken, "7", None);
+    publish(&channel, &event).await;
+    eventually(async || vhost(spine).waiting(QUEUE).await == 1).await;
+    // As a consumer that dies of it, until the broker gives it up.
+    let again = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+    eventually(async || {
+        while let Some(got) = channel.basic_get(QUEUE.into(), BasicGetOptions::default()).await.unwrap() {
+            channel.basic_nack(got.delivery.delivery_tag, again).await.unwrap();
+        }
+        vhost(spine).waiting("tombola.dead").await == 1
+    })
+    .await;
+
+    let node = spine.node(vec![spine.recorder(group)]);
+    eventually(async || spine.letters().await.len() == 1).await;
+    let letter = spine.letters().await.remove(0);
+    assert_eq!((letter.event_id, letter.group_name.as_str()), (Some(id), "taken"));
+    assert_eq!((letter.origin.as_str(), letter.state.as_str()), (QUEUE, "waiting"));
+    spine.dead_letters(&[group]).replay(tombola::ids::DeadLetterId(letter.id), None).await.unwrap();
+    spine.has_applied("taken", &[first[0], id]).await;
+    node.stop().await;
+    connection.close(200, "OK".into()).await.unwrap();
+}
+
 async fn f25_in_the_wrong_order(spine: &Spine) {
     let steps = Group::new(spec("steps", ADJUSTED), OneByOne);
     let latest = GroupSpec { ordered: true, ..spec("latest", ADJUSTED) };

@@ -54,6 +54,7 @@ async fn what_does_not_agree_is_named_and_mended(app: &TestApp) {
         row.map(|row| row.try_get::<i64>("", "remaining").unwrap())
     };
     eventually(async || projected().await == Some(49)).await;
+    app.is_quiet().await;
     execute(app, &format!("UPDATE stock_projection SET remaining = 7 WHERE activity_id = {activity}")).await;
     execute(app, &format!("UPDATE token_block SET sold = sold + 3 WHERE activity_id = {activity}")).await;
 

@@ -222,9 +222,9 @@ impl Shop {
             refund.refunded_order_id == Some(order) && refund.state == RefundState::Requested.word()
         });
         let Some(open) = open else { return };
-        let (command, to) = match refused {
-            true => (Command::RefuseRefund, RefundState::Rejected),
-            false => (Command::CompleteRefund, RefundState::Succeeded),
+        let (command, moves): (_, &[_]) = match refused {
+            true => (Command::RefuseRefund, &[RefundState::Rejected]),
+            false => (Command::CompleteRefund, &[RefundState::Approved, RefundState::Succeeded]),
         };
         let id = RefundId(open.id);
         let answers = self.advance(vec![Step::new(OrderId(order), command, Cause::Refund(id))]).await;
@@ -233,10 +233,12 @@ impl Shop {
             self.going_back.remove(&PaymentId(payment));
         }
         let now = self.now;
-        let settling = self
-            .db
-            .transaction(move |tx| async move { refunds::advance(&tx, id, to, None, None, now).await });
-        assert!(settling.await.unwrap());
+        for to in moves {
+            let settling = self
+                .db
+                .transaction(move |tx| async move { refunds::advance(&tx, id, *to, None, None, now).await });
+            assert!(settling.await.unwrap());
+        }
     }
 
     async fn written(&self) -> Written {

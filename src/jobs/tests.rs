@@ -19,6 +19,8 @@ use crate::ids::{Ids, JobRunId};
 use crate::ports::clock::{Clock, ManualClock, SharedClock, SystemClock, Timestamp, to_micros};
 
 const PERIOD: Duration = Duration::from_millis(10);
+/// How long a dead node keeps its jobs: short, and still not lost on a busy machine.
+const LEASE: Duration = Duration::from_secs(2);
 
 fn clock() -> Arc<ManualClock> {
     Arc::new(ManualClock::new(Timestamp::from_timestamp(1_799_913_600, 0).unwrap()))
@@ -67,7 +69,7 @@ async fn one_node_runs_a_job_and_another_takes_it_over() {
     let (_place, db) = testing::fresh().await;
     let first = Node::start(&db, 1, Duration::from_secs(60));
     first.has_run(2).await;
-    let second = Node::start(&db, 2, Duration::from_millis(400));
+    let second = Node::start(&db, 2, LEASE);
     first.has_run(20).await;
     assert_eq!(second.runs(), 0);
 
@@ -122,7 +124,7 @@ impl Stage {
 
     fn start(&self, number: usize) -> (CancellationToken, JoinHandle<()>) {
         let stop = CancellationToken::new();
-        let runner = self.node(number).runner().lease_margin(Duration::from_millis(400));
+        let runner = self.node(number).runner().lease_margin(LEASE);
         (stop.clone(), tokio::spawn(runner.run(stop)))
     }
 

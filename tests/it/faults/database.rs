@@ -176,8 +176,9 @@ async fn f08_one_backend_stopped(engine: Engine) {
     let instance = Instance::start(engine).await;
     let launch = impatient(&Launch::on(&instance.url())).with("DATABASE__CONNECTIONS", 4);
     let server = launch.start().await;
-    let sale = Sale::open(&launch, 6000, None).await;
-    let crowd = Crowd::rush(&sale, &[server.address], 24, 6100);
+    // More than a crowd can take before a stopped backend is noticed.
+    let sale = Sale::open(&launch, 200_000, None).await;
+    let crowd = Crowd::rush(&sale, &[server.address], 24, 200_000);
     let administrator = session(&instance.administrator_url()).await;
     // Connections of the pool before are about to go: stopping one of them would trouble nobody.
     let mut newer_than = 0;
@@ -215,6 +216,7 @@ async fn f08_one_backend_stopped(engine: Engine) {
         crowd.until_taken(before + 50).await;
         assert!(healed.elapsed() < RECOVERY, "back in business after {:?}", healed.elapsed());
     }
+    crowd.close();
     let ledger = crowd.finish().await;
     judge(&instance.url(), &sale, &ledger).await.stands().without_errors();
 }

@@ -90,10 +90,11 @@ struct Held {
 
 /// What `orders` hold, by goods.
 async fn held(tx: &Tx, orders: &[OrderId]) -> Result<Vec<Held>, DbFault> {
+    // "+ 0": as in sale.rs.
     const HELD: &str = "SELECT s.goods_id AS goods_id, s.reference_id AS order_id, s.quantity AS quantity FROM {rows} \
         JOIN goods_ledger AS s ON s.reference_id = r.id AND s.kind = 'sale' \
         WHERE NOT EXISTS (SELECT 1 FROM goods_ledger AS b WHERE b.reference_id = s.reference_id \
-        AND b.goods_id = s.goods_id AND b.kind = 'return') ORDER BY s.goods_id, s.reference_id";
+        AND b.goods_id + 0 = s.goods_id AND b.kind = 'return') ORDER BY s.goods_id, s.reference_id";
     let mut ids: Vec<i64> = orders.iter().map(|order| order.0).collect();
     ids.sort_unstable();
     ids.dedup();

@@ -26,6 +26,7 @@ HERE = pathlib.Path(__file__).parent
 BINARY = HERE.parent.parent / "target/release/tombola"
 WARM_UP_SECONDS = 2
 LARGE_STOCK = 100_000_000
+AWAY_STOCK = 2_000_000
 SMALL_STOCK = 10_000
 HOT_ROW_CLIENTS = 64
 LARGE_TAKES = 5_000_000
@@ -39,6 +40,10 @@ def main():
     rows, notes = [], []
     if options.large:
         measure_large(Sqlite(options.directory), options, notes)
+        print_report(introduction, rows, notes)
+        return
+    if options.broker_away:
+        measure_broker_away(options, notes)
         print_report(introduction, rows, notes)
         return
     if options.deadlines:
@@ -75,6 +80,8 @@ def parse_arguments():
                         help="only memory and restart: 5 million takes by 1 million customers on SQLite")
     parser.add_argument("--deadlines", action="store_true",
                         help="only a million orders that are not paid in time, on PostgreSQL")
+    parser.add_argument("--broker-away", action="store_true",
+                        help="only a sale of two million takes while RabbitMQ is stopped, on PostgreSQL")
     parser.add_argument("--only", choices=["sqlite", "postgres", "mariadb", "orders"],
                         help="only one database, or only orders")
     parser.add_argument("--directory", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
@@ -172,6 +179,45 @@ def measure_rabbitmq_takes(options, rows, notes):
         notes.append(f"takes with RabbitMQ: the last event was confirmed {server.drain():.0f} s after the last take; "
                      f"{server.memory('VmHWM')} MiB at most")
     row.verdict = check.verdict(database)
+
+
+def measure_broker_away(options, notes):
+    """A sale of two million takes on PostgreSQL while the broker is stopped, and the backlog afterwards."""
+    database = Postgres("bench_broker_away")
+    database.create()
+    directory = options.directory / "broker_away"
+    directory.mkdir()
+    tokens = directory / "tokens"
+    connections = max(options.connections)
+    with Server(database.url, directory, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as server:
+        server.run("token", "--count", str(options.customers), "--out", str(tokens))
+        path = f"/api/v1/activities/{server.start_activity('broker away', AWAY_STOCK)}/takes"
+        load(server, "POST", path, tokens, connections, WARM_UP_SECONDS)
+        broker_control("stop_app")
+        try:
+            rates, memory = [], []
+            refused = 0
+            while not refused:
+                timed = load(server, "POST", path, tokens, connections, options.seconds)
+                refused = timed.refused
+                if not refused:
+                    rates.append(timed.requests / timed.seconds)
+                memory.append(server.memory("VmRSS"))
+                progress(f"postgres: the broker is away; {timed.requests / timed.seconds:,.0f} takes/s")
+        finally:
+            broker_control("start_app")
+        events = int(server.metric("tombola_outbox_unsent_rows"))
+        drained = server.drain()
+        peak = server.memory("VmHWM")
+    [unsent] = database.query("SELECT count(*) FROM outbox WHERE sent_at IS NULL")
+    notes.append(f"{AWAY_STOCK:,} takes sold while RabbitMQ was stopped, {min(rates):,.0f} to {max(rates):,.0f}/s in each "
+                 f"{options.seconds} s until they were gone; {min(memory)} to {max(memory)} MiB resident meanwhile. "
+                 f"The {events:,} rows of the outbox were published {drained:.0f} s after it was back "
+                 f"({AWAY_STOCK / drained:,.0f} events/s), {unsent} were left; {peak} MiB at most")
+
+
+def broker_control(command):
+    subprocess.run([os.environ["TOMBOLA_TEST_RABBITMQCTL"], command], check=True, stdout=subprocess.DEVNULL)
 
 
 def measure_events(options):

@@ -332,3 +332,20 @@ proptest! {
         runtime.block_on(play(events));
     }
 }
+
+/// A step of the saga never comes after its compensation.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_draft_is_held_for_a_step() {
+    let shop = Shop::open().await;
+    let held = async |order| {
+        let holding =
+            shop.db.transaction(move |tx| async move { store::hold_draft(&tx, OrderId(order)).await });
+        holding.await.unwrap()
+    };
+    let step = |order, command| Step::new(OrderId(order), command, Cause::Creation);
+    shop.advance(vec![step(1, Command::Abandon), step(2, Command::Confirm)]).await;
+    assert!(!held(1).await, "a draft that was given up");
+    assert!(!held(2).await, "an order");
+    assert!(!held(i64::MAX).await, "no order at all");
+    assert!(held(3).await);
+}

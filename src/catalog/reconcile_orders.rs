@@ -1,17 +1,12 @@
 //! What ended orders still hold of goods, as when the event that they ended was lost (REC-3).
 
 use async_trait::async_trait;
-use chrono::TimeDelta;
-use sea_orm::Value;
 
 use super::returns::give_back;
 use crate::db::{Database, DbFault};
 use crate::ids::{Ids, OrderId};
-use crate::ports::clock::{SharedClock, to_micros};
-use crate::reconciliation::{Comparison, ComparisonError, Found, Search};
-
-/// How long the end of an order may take to its goods.
-const IN_FLIGHT: TimeDelta = TimeDelta::minutes(1);
+use crate::ports::clock::SharedClock;
+use crate::reconciliation::{Comparison, ComparisonError, Found, Search, settled_before};
 
 /// Each order holds its goods until it ends before it is shipped, and no longer.
 #[derive(Debug)]
@@ -34,12 +29,6 @@ const HELD: Search<(OrderId, String)> = Search {
     read: |row| Ok((OrderId(row.try_get("", "id")?), row.try_get("", "state")?)),
 };
 
-impl GoodsAgainstOrders {
-    fn until(&self) -> [Value; 1] {
-        [to_micros(self.clock.now() - IN_FLIGHT).into()]
-    }
-}
-
 #[async_trait]
 impl Comparison for GoodsAgainstOrders {
     fn name(&self) -> &'static str {
@@ -47,7 +36,7 @@ impl Comparison for GoodsAgainstOrders {
     }
 
     async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
-        let held = HELD.all(&self.db, &self.until()).await?;
+        let held = HELD.all(&self.db, &settled_before(&self.clock)).await?;
         Ok(held
             .into_iter()
             .map(|(order, state)| Found {
@@ -62,7 +51,7 @@ impl Comparison for GoodsAgainstOrders {
 
     async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(order) = subject.parse::<OrderId>() else { return Ok(None) };
-        if HELD.one(&self.db, order.0, &self.until()).await?.is_none() {
+        if HELD.one(&self.db, order.0, &settled_before(&self.clock)).await?.is_none() {
             return Ok(None);
         }
         let (ids, clock) = (self.ids.clone(), self.clock.clone());

@@ -2,7 +2,6 @@
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
-use sea_orm::Value;
 
 use super::model::{Refund, RefundState};
 use super::refund;
@@ -12,11 +11,9 @@ use crate::ids::{Ids, OrderId, PaymentId, RefundId};
 use crate::order::machine::{Command, State};
 use crate::order::model::Cause;
 use crate::order::store::{self as orders, Advanced, Policy, Step};
-use crate::ports::clock::{SharedClock, to_micros};
-use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, Search};
+use crate::ports::clock::SharedClock;
+use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, Search, settled_before};
 
-/// How long a capture may take to its order.
-const IN_FLIGHT: TimeDelta = TimeDelta::minutes(1);
 /// How long a gateway may take to give money back.
 const REFUND_PATIENCE: TimeDelta = TimeDelta::minutes(10);
 /// Refunds that are read at a time.
@@ -129,10 +126,6 @@ const UNPAID: Search<Unpaid> = Search {
 };
 
 impl PaymentsAgainstOrders {
-    fn until(&self) -> [Value; 1] {
-        [to_micros(self.clock.now() - IN_FLIGHT).into()]
-    }
-
     async fn tell(&self, stray: &Stray) -> Result<Option<String>, ComparisonError> {
         let (ids, clock, policy) = (self.ids.clone(), self.clock.clone(), self.policy);
         let step = Step::new(stray.order, Command::Pay(stray.payment), Cause::Payment(stray.payment));
@@ -160,7 +153,7 @@ impl Comparison for PaymentsAgainstOrders {
     }
 
     async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
-        let strays = STRAYS.all(&self.db, &self.until()).await?;
+        let strays = STRAYS.all(&self.db, &settled_before(&self.clock)).await?;
         let unpaid = UNPAID.all(&self.db, &[]).await?;
         Ok(strays.iter().map(Stray::found).chain(unpaid.iter().map(Unpaid::found)).collect())
     }
@@ -169,7 +162,7 @@ impl Comparison for PaymentsAgainstOrders {
         let Some((what, id)) = subject.split_once('/') else { return Ok(None) };
         let Ok(id) = id.parse::<PaymentId>() else { return Ok(None) };
         match what {
-            "payment" => match STRAYS.one(&self.db, id.0, &self.until()).await? {
+            "payment" => match STRAYS.one(&self.db, id.0, &settled_before(&self.clock)).await? {
                 Some(stray) if stray.action() != LOOK_AT_IT => self.tell(&stray).await,
                 stray => Ok(stray.map(|stray| stray.found().detail)),
             },

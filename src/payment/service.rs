@@ -213,8 +213,13 @@ impl PaymentService {
     }
 
     async fn visible(&self, user: UserId, order: OrderId) -> Result<Order, PaymentError> {
-        let found = self.0.db.read(move |db| async move { orders::find(&db, order).await }).await?;
-        found.filter(|order| order.is_visible_to(user)).ok_or(PaymentError::NotFound)
+        let order = self.order(order).await?;
+        if order.is_visible_to(user) { Ok(order) } else { Err(PaymentError::NotFound) }
+    }
+
+    async fn order(&self, id: OrderId) -> Result<Order, PaymentError> {
+        let found = self.0.db.read(move |db| async move { orders::find(&db, id).await }).await?;
+        found.ok_or(PaymentError::NotFound)
     }
 
     /// A payment and its order.
@@ -335,7 +340,7 @@ impl PaymentService {
     /// What becomes of a payment that has been pending for long: its gateway is asked; once its order waits no more, it is
     /// closed there. `None` if it stays pending.
     pub async fn follow_up(&self, payment: &Payment) -> Result<Option<Payment>, PaymentError> {
-        match self.with_order(payment.id).await?.1.state {
+        match self.order(payment.order_id).await?.state {
             State::AwaitingPayment => self.ask(payment).await,
             _ => self.close(payment).await.map(Some),
         }

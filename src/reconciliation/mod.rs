@@ -15,5 +15,5 @@ mod service;
 pub use model::{
     ComparisonError, Difference, DifferenceState, Found, LOOK_AT_IT, Reconciliation, ReconciliationError,
 };
-pub use search::Search;
+pub use search::{Search, settled_before};
 pub use service::{Comparison, MANY, ReconciliationService, logs};

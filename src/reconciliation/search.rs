@@ -1,12 +1,22 @@
 //! Differences that one statement can find in a long table.
 
+use chrono::TimeDelta;
 use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Value};
 
 use crate::db::bulk::statement;
 use crate::db::{Database, DbFault};
+use crate::ports::clock::{SharedClock, to_micros};
 
 /// Rows that one statement looks at: few enough for its deadline, whatever the table holds.
 const PAGE: i64 = 5000;
+
+/// How long what follows from a change of an order or a payment may be on its way before its lack is a difference.
+const IN_FLIGHT: TimeDelta = TimeDelta::minutes(1);
+
+/// Before when a change must have been made to have had its consequences by now: a value for [`Search::all`].
+pub fn settled_before(clock: &SharedClock) -> [Value; 1] {
+    [to_micros(clock.now() - IN_FLIGHT).into()]
+}
 
 /// Looks through a table, range of ids by range of ids. Each range is seen as of one moment, so what changes meanwhile
 /// is no difference.

@@ -1,19 +1,14 @@
 //! Takes of flash sales against their orders (I3, I8).
 
 use async_trait::async_trait;
-use chrono::TimeDelta;
-use sea_orm::Value;
 
 use super::model::TakeState;
 use super::release::release_all;
 use crate::db::{Database, DbFault};
 use crate::ids::{ActivityId, Ids, TakeId};
 use crate::order::machine::State;
-use crate::ports::clock::{SharedClock, to_micros};
-use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, Search};
-
-/// How long the end of an order may take to its take.
-const IN_FLIGHT: TimeDelta = TimeDelta::minutes(1);
+use crate::ports::clock::SharedClock;
+use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, Search, settled_before};
 
 /// Each flash-sale order holds its token until it ends before it is shipped, and no longer.
 #[derive(Debug)]
@@ -88,12 +83,6 @@ const NOT_HELD: Search<Mismatch> = Search {
     read,
 };
 
-impl TakesAgainstOrders {
-    fn until(&self) -> [Value; 1] {
-        [to_micros(self.clock.now() - IN_FLIGHT).into()]
-    }
-}
-
 #[async_trait]
 impl Comparison for TakesAgainstOrders {
     fn name(&self) -> &'static str {
@@ -101,14 +90,14 @@ impl Comparison for TakesAgainstOrders {
     }
 
     async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
-        let held = HELD.all(&self.db, &self.until()).await?;
+        let held = HELD.all(&self.db, &settled_before(&self.clock)).await?;
         let not_held = NOT_HELD.all(&self.db, &[]).await?;
         Ok(held.iter().chain(&not_held).map(Mismatch::found).collect())
     }
 
     async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<TakeId>() else { return Ok(None) };
-        let mismatch = match HELD.one(&self.db, id.0, &self.until()).await? {
+        let mismatch = match HELD.one(&self.db, id.0, &settled_before(&self.clock)).await? {
             Some(held) => Some(held),
             None => NOT_HELD.one(&self.db, id.0, &[]).await?,
         };

@@ -5,6 +5,7 @@ request when the last one is answered, so times do not include waiting that an o
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -160,16 +161,22 @@ def measure_large(database, options, notes):
     notes.append(f"checker: {takes:,} takes, {different:,} tokens, {sold:,} sold by the blocks")
 
 
-def measure_rabbitmq_takes(options, rows, notes):
-    """Takes on PostgreSQL while every take is also an event that the broker confirms."""
-    database = Postgres("bench_rabbitmq")
+@contextlib.contextmanager
+def new_server(database, options, **settings):
+    """A server with a new database, and the file of its customers' tokens."""
     database.create()
-    directory = options.directory / "rabbitmq"
+    directory = options.directory / database.database
     directory.mkdir()
     tokens = directory / "tokens"
-    connections = max(options.connections)
-    with Server(database.url, directory, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as server:
+    with Server(database.url, directory, **settings) as server:
         server.run("token", "--count", str(options.customers), "--out", str(tokens))
+        yield server, tokens
+
+
+def measure_rabbitmq_takes(options, rows, notes):
+    """Takes on PostgreSQL while every take is also an event that the broker confirms."""
+    database, connections = Postgres("bench_rabbitmq"), max(options.connections)
+    with new_server(database, options, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as (server, tokens):
         livez = load(server, "GET", "/livez", tokens, connections, options.seconds)
         row, check = measure_takes(server, database, "takes, events to RabbitMQ", False, tokens, connections,
                                    options.seconds)
@@ -183,14 +190,8 @@ def measure_rabbitmq_takes(options, rows, notes):
 
 def measure_broker_away(options, notes):
     """A sale of two million takes on PostgreSQL while the broker is stopped, and the backlog afterwards."""
-    database = Postgres("bench_broker_away")
-    database.create()
-    directory = options.directory / "broker_away"
-    directory.mkdir()
-    tokens = directory / "tokens"
-    connections = max(options.connections)
-    with Server(database.url, directory, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as server:
-        server.run("token", "--count", str(options.customers), "--out", str(tokens))
+    database, connections = Postgres("bench_broker_away"), max(options.connections)
+    with new_server(database, options, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as (server, tokens):
         path = f"/api/v1/activities/{server.start_activity('broker away', AWAY_STOCK)}/takes"
         load(server, "POST", path, tokens, connections, WARM_UP_SECONDS)
         broker_control("stop_app")

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 from measure import (HERE, LARGE_STOCK, WARM_UP_SECONDS, Check, Load, Postgres, Row, Server, check_output, load,
-                     percentile, progress)
+                     new_server, percentile, progress)
 
 SECRET = "the benchmark's sandbox"
 PRICE = 20_000
@@ -23,16 +23,10 @@ DUE_WITHIN, DUE_AFTER = 300, 60
 
 def measure_orders(options, rows, notes):
     """Flash-sale purchases, orders of the shop, and callbacks until the orders are paid."""
-    database = Postgres("bench_orders")
-    database.create()
-    directory = options.directory / "orders"
-    directory.mkdir()
-    tokens = directory / "tokens"
-    connections = max(options.connections)
+    database, connections = Postgres("bench_orders"), max(options.connections)
     settings = {"TOMBOLA__PAYMENT__SANDBOX__SECRET": SECRET, "TOMBOLA__ORDER__PAYMENT_TIMEOUT_S": "86400",
                 "TOMBOLA__RATE_LIMIT__PER_USER_PER_S": "0"}
-    with Server(database.url, directory, **settings) as server:
-        server.run("token", "--count", str(options.customers), "--out", str(tokens))
+    with new_server(database, options, **settings) as (server, tokens):
         livez = load(server, "GET", "/livez", tokens, connections, options.seconds)
         rows.append(Row("postgres", "/livez", connections, livez.rate, livez.p50_ms, livez.p99_ms, 1.0))
         row, check = measure_purchases(server, tokens, connections, options.seconds)
@@ -47,7 +41,7 @@ def measure_orders(options, rows, notes):
         row.ratio = row.rate / livez.rate
         rows.append(row)
         server.drain()
-        rows.append(measure_callbacks(server, database, check.activity, directory, connections))
+        rows.append(measure_callbacks(server, database, check.activity, tokens.parent, connections))
         notes.append(f"orders: {server.memory('VmRSS')} MiB resident at the end, {server.memory('VmHWM')} MiB at most")
     rows.append(measure_by_hand(database, goods, options))
 

@@ -131,7 +131,8 @@ pub fn statement(backend: DbBackend, template: &str, scalars: impl IntoIterator<
 /// "id = r.take")`. The names of the rows' columns are none of the table's; only `set` has placeholders.
 pub fn update(backend: DbBackend, table: &str, set: &str, on: &str) -> String {
     match backend {
-        DbBackend::MySql => format!("UPDATE {table} JOIN {{rows}} ON {on} SET {set}"),
+        // Free to choose, it reads a small table first, and locks all of it.
+        DbBackend::MySql => format!("UPDATE {{rows}} STRAIGHT_JOIN {table} ON {on} SET {set}"),
         _ => format!("UPDATE {table} SET {set} FROM {{rows}} WHERE {on}"),
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::parking::micros;
-use crate::db::bulk::{Column, Rows};
+use crate::db::bulk::{self, Column, Rows};
 use crate::db::{self, Database, DbFault};
 use crate::ids::BatchId;
 use crate::lease::Lease;
@@ -183,9 +183,10 @@ impl Relay {
             async move {
                 let now = db::now_micros(&tx).await?;
                 if !sent.is_empty() {
-                    let rows = Rows::new().column("id", Column::Big(sent));
-                    let mark = "UPDATE outbox SET sent_at = ? WHERE id IN (SELECT r.id FROM {rows})";
-                    tx.execute_raw(rows.statement(tx.get_database_backend(), mark, [now.into()])).await?;
+                    let rows = Rows::new().column("sent", Column::Big(sent));
+                    let backend = tx.get_database_backend();
+                    let mark = bulk::update(backend, "outbox", "sent_at = ?", "id = r.sent");
+                    tx.execute_raw(rows.statement(backend, &mark, [now.into()])).await?;
                 }
                 for (id, attempts, error) in refused {
                     let doublings = Ord::min(u32::try_from(attempts - 1).unwrap_or(0), 16);

@@ -25,7 +25,9 @@ use crate::ports::clock::Timestamp;
 
 /// How often a batch is decided anew, and for how long at least, before its requests are refused.
 const ATTEMPTS: u32 = 8;
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How often the pause between two attempts doubles at most.
+const MOST_DOUBLINGS: u32 = 6;
 /// After so many collisions the requests go one by one, so that the innocent ones pass.
 const COLLISIONS_BEFORE_SINGLE: u32 = 2;
 /// Requests answered in one transaction at most.
@@ -141,9 +143,9 @@ impl batching::Engine for StockEngine {
                 attempts += 1;
             }
             if attempts > 1 {
-                // Another node keeps being faster: step out of its stride.
-                tokio::time::sleep(Duration::from_millis(rand::random_range(1..=5) * u64::from(attempts)))
-                    .await;
+                // Another node keeps being faster: step out of its stride, soon for longer than a claim and a batch take.
+                let doubled = Ord::min(attempts, MOST_DOUBLINGS);
+                tokio::time::sleep(Duration::from_millis(rand::random_range(1..=4) << doubled)).await;
             }
             let in_vain = attempts >= ATTEMPTS && progress.elapsed() >= PATIENCE;
             if matches!(outcome, Outcome::Unavailable) || in_vain {
@@ -233,6 +235,7 @@ impl StockEngine {
         let (activity, version) = (self.activity, view.version);
         let sale = view.sale.clone();
         let batch = Batch { id, activity, version, block, takes, sale, parents, answers, now };
+        let collisions = doubts.collisions;
         let outcome = self.commit(batch, &drafts, doubts).await;
         match outcome {
             Outcome::Committed => {
@@ -244,6 +247,12 @@ impl StockEngine {
                 for draft in drafts {
                     todo.push(draft.ask);
                     todo.extend(draft.twins);
+                }
+                if doubts.collisions > collisions {
+                    // Another node sells to these users: what is known of any of them is as old.
+                    for ask in todo.iter() {
+                        self.takers.forget(ask.request.user);
+                    }
                 }
             }
         }
@@ -456,9 +465,6 @@ impl StockEngine {
                 debug!(activity.id = %self.activity, error = %fault, "A batch collided: reading its users and tokens again");
                 doubts.collisions += 1;
                 self.put_back(drafts);
-                for draft in drafts {
-                    self.takers.forget(draft.take.user_id);
-                }
                 self.window.remove_block(block.id);
                 Outcome::Again
             }

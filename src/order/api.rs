@@ -22,7 +22,7 @@ use crate::http::{
 };
 use crate::idempotency::Answered;
 use crate::identity::Caller;
-use crate::ids::{CouponId, GoodsId, OrderId};
+use crate::ids::{CouponId, GoodsId, OrderId, UserId};
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
@@ -161,6 +161,15 @@ pub(crate) struct OrderFilter {
     state: Option<State>,
 }
 
+/// Which orders of which customer to list.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct AnyOrderFilter {
+    user_id: Option<UserId>,
+    state: Option<State>,
+}
+
 /// Shows one of the caller's orders.
 #[utoipa::path(tag = "orders", responses((status = 200, description = "The order", body = OrderView)))]
 #[get("/orders/{id}")]
@@ -181,7 +190,8 @@ pub(crate) async fn mine(
     caller: Caller,
     query: ListQuery<OrderFilter>,
 ) -> ApiResult<Json<List<OrderView>>> {
-    list(&orders, &query, Some(caller.user)).await
+    let (user, state) = (Some(caller.user), query.filter.state);
+    list(&orders, query.page, user, state, true).await
 }
 
 /// What happened to one of the caller's orders, oldest first.
@@ -252,6 +262,26 @@ pub(crate) async fn refund(
     shown(StatusCode::ACCEPTED, refunding)
 }
 
+/// Asks for the money of anybody's order back, in the name of its customer.
+///
+/// It goes back as if the customer had asked: whether an operator has to agree to refunds is a setting of its own.
+#[utoipa::path(tag = "orders", params(IdempotencyKey), request_body = Reason,
+    responses((status = 202, description = "The order, being refunded", body = OrderView), RefundRefusals))]
+#[post("/admin/orders/{id}/refunds")]
+pub(crate) async fn refund_any(
+    orders: Data<OrderService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<OrderId>,
+    key: IdempotencyKey,
+    body: JsonBody<Reason>,
+) -> ApiResult<HttpResponse> {
+    let by = operator.0.user;
+    let key = request_key(by, &req, &key, body.fingerprint);
+    let refunding = orders.refund(By::Operator(by), id.0, body.value.reason, key).await?;
+    shown(StatusCode::ACCEPTED, refunding)
+}
+
 /// Shows an order of anybody, in any state.
 #[utoipa::path(tag = "orders", responses((status = 200, description = "The order", body = OrderView)))]
 #[get("/admin/orders/{id}")]
@@ -264,15 +294,16 @@ pub(crate) async fn get(
 }
 
 /// Orders of anybody, in any state, newest first.
-#[utoipa::path(tag = "orders", params(Page, OrderFilter),
+#[utoipa::path(tag = "orders", params(Page, AnyOrderFilter),
     responses((status = 200, description = "A page of orders", body = List<OrderView>)))]
 #[get("/admin/orders")]
 pub(crate) async fn list_all(
     orders: Data<OrderService>,
     _: Staff,
-    query: ListQuery<OrderFilter>,
+    query: ListQuery<AnyOrderFilter>,
 ) -> ApiResult<Json<List<OrderView>>> {
-    list(&orders, &query, None).await
+    let AnyOrderFilter { user_id, state } = query.filter;
+    list(&orders, query.page, user_id, state, false).await
 }
 
 /// What happened to an order of anybody, oldest first.
@@ -337,12 +368,12 @@ pub(crate) async fn finish(
 
 async fn list(
     orders: &OrderService,
-    query: &ListQuery<OrderFilter>,
-    user: Option<crate::ids::UserId>,
+    page: Page,
+    user: Option<UserId>,
+    state: Option<State>,
+    visible: bool,
 ) -> ApiResult<Json<List<OrderView>>> {
-    let page = query.page;
-    let listing =
-        Listing { user, state: query.filter.state, before: page.after().map(OrderId), limit: page.rows() };
+    let listing = Listing { user, visible, state, before: page.after().map(OrderId), limit: page.rows() };
     let found = orders.list(listing).await?;
     let views = found.iter().map(Order::view).collect::<Result<Vec<_>, _>>()?;
     Ok(Json(page.list(views, |order| order.id.0, |order| order)))

@@ -372,8 +372,9 @@ pub async fn find(connection: &impl ConnectionTrait, id: OrderId) -> Result<Opti
 /// Which orders to list, newest first.
 #[derive(Debug, Clone, Copy)]
 pub struct Listing {
-    /// Only this user's, and only what customers may see; `None`: all.
     pub user: Option<UserId>,
+    /// Only what customers may see.
+    pub visible: bool,
     pub state: Option<State>,
     pub before: Option<OrderId>,
     pub limit: u64,
@@ -381,19 +382,15 @@ pub struct Listing {
 
 /// A page of orders.
 pub async fn page(connection: &DatabaseConnection, listing: Listing) -> Result<Vec<Order>, DbFault> {
-    let mut query = orders::Entity::find();
-    if let Some(user) = listing.user {
-        let hidden = [State::Draft.word(), State::Invalid.word()];
-        query =
-            query.filter(orders::Column::UserId.eq(user.0)).filter(orders::Column::State.is_not_in(hidden));
-    }
-    if let Some(state) = listing.state {
-        query = query.filter(orders::Column::State.eq(state.word()));
-    }
-    if let Some(before) = listing.before {
-        query = query.filter(orders::Column::Id.lt(before.0));
-    }
-    let rows = query.order_by_desc(orders::Column::Id).limit(listing.limit).all(connection).await?;
+    use orders::Column;
+    let hidden = [State::Draft, State::Invalid].map(State::word);
+    let conditions = Condition::all()
+        .add_option(listing.user.map(|user| Column::UserId.eq(user.0)))
+        .add_option(listing.visible.then(|| Column::State.is_not_in(hidden)))
+        .add_option(listing.state.map(|state| Column::State.eq(state.word())))
+        .add_option(listing.before.map(|before| Column::Id.lt(before.0)));
+    let query = orders::Entity::find().filter(conditions).order_by_desc(Column::Id);
+    let rows = query.limit(listing.limit).all(connection).await?;
     rows.into_iter().map(Order::try_from).collect()
 }
 

@@ -10,15 +10,16 @@ use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use super::machine::Contradiction;
-use super::model::{Opened, PaymentView, Refund, RefundState};
+use super::model::{Opened, PaymentDetail, PaymentRecord, PaymentState, PaymentView, Refund, RefundState};
 use super::service::{NoticeError, PaymentError, PaymentService, Wish};
+use super::{refund, store};
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
     PathName, RawBody, Reason, Staff, Validate, answered, request_key,
 };
 use crate::identity::Caller;
-use crate::ids::{OrderId, RefundId};
+use crate::ids::{OrderId, PaymentId, RefundId};
 use crate::ports::payment_gateway::{Channel, GatewayError, NoticeHeaders, NoticeRefusal, PaymentMode};
 use crate::refusals;
 
@@ -146,11 +147,50 @@ fn mismatch(contradiction: &Contradiction) -> ApiError {
     ApiError::new(Code::PaymentMismatch, contradiction.to_string())
 }
 
+/// Which payments to list.
+#[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PaymentFilter {
+    order_id: Option<OrderId>,
+    state: Option<PaymentState>,
+    channel: Option<Channel>,
+}
+
+/// Payments of anybody, newest first.
+#[utoipa::path(tag = "payments", params(Page, PaymentFilter),
+    responses((status = 200, description = "A page of payments", body = List<PaymentDetail>)))]
+#[get("/admin/payments")]
+pub(crate) async fn list_all(
+    payments: Data<PaymentService>,
+    _: Staff,
+    query: ListQuery<PaymentFilter>,
+) -> ApiResult<Json<List<PaymentDetail>>> {
+    let page = query.page;
+    let PaymentFilter { order_id: order, state, channel } = query.filter;
+    let (before, limit) = (page.after().map(PaymentId), page.rows());
+    let found = payments.list(store::Listing { order, state, channel, before, limit }).await?;
+    Ok(Json(page.list(found, |payment| payment.id.0, PaymentDetail::from)))
+}
+
+/// What its gateway said of a payment, as far as it was news, oldest first.
+#[utoipa::path(tag = "payments",
+    responses((status = 200, description = "The records", body = List<PaymentRecord>)))]
+#[get("/admin/payments/{id}/records")]
+pub(crate) async fn records(
+    payments: Data<PaymentService>,
+    _: Staff,
+    id: PathId<PaymentId>,
+) -> ApiResult<Json<List<PaymentRecord>>> {
+    Ok(Json(List::whole(payments.records(id.0).await?)))
+}
+
 /// Which refunds to list.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct RefundFilter {
+    order_id: Option<OrderId>,
     state: Option<RefundState>,
 }
 
@@ -164,7 +204,9 @@ pub(crate) async fn refunds(
     query: ListQuery<RefundFilter>,
 ) -> ApiResult<Json<List<Refund>>> {
     let page = query.page;
-    let found = payments.refunds(query.filter.state, page.after().map(RefundId), page.rows()).await?;
+    let RefundFilter { order_id: order, state } = query.filter;
+    let (before, limit) = (page.after().map(RefundId), page.rows());
+    let found = payments.refunds(refund::Listing { order, state, before, limit }).await?;
     Ok(Json(page.list(found, |refund| refund.id.0, |refund| refund)))
 }
 

@@ -5,6 +5,7 @@ use futures_util::{StreamExt, stream};
 use tracing::warn;
 
 use super::model::RefundState;
+use super::refund;
 use super::service::PaymentService;
 use crate::ids::PaymentId;
 use crate::jobs::{Job, RunContext, Schedule, Summary};
@@ -42,7 +43,8 @@ pub fn payment_queries(payments: PaymentService, schedule: Schedule) -> Job {
             }
             let (mut refunded, mut before) = (0, None);
             loop {
-                let page = payments.refunds(Some(RefundState::Approved), before, PAGE).await?;
+                let page =
+                    payments.refunds(refund::Listing::in_state(RefundState::Approved, before, PAGE)).await?;
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
                 let answers = stream::iter(page).map(|refund| {

@@ -1,11 +1,11 @@
 //! Payments and refunds.
 
-use entities::{payment, refund};
+use entities::{payment, payment_record, refund};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::db::DbFault;
-use crate::ids::{OrderId, PaymentId, RefundId, UserId};
+use crate::ids::{OrderId, PaymentId, PaymentRecordId, RefundId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::money::Currency;
 use crate::ports::clock::{Timestamp, from_micros};
@@ -117,6 +117,65 @@ impl From<Payment> for PaymentView {
             params: None,
             created_at: payment.created_at,
         }
+    }
+}
+
+/// An attempt to pay, as operators see it.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct PaymentDetail {
+    #[serde(flatten)]
+    pub payment: PaymentView,
+    pub user_id: UserId,
+    /// The gateway's name for the capture.
+    pub transaction_id: Option<String>,
+    /// Who paid, as the gateway names them.
+    pub payer: Option<String>,
+    #[schema(required = true, value_type = Option<String>, format = DateTime)]
+    pub settled_at: Option<Timestamp>,
+}
+
+impl From<Payment> for PaymentDetail {
+    fn from(payment: Payment) -> Self {
+        Self {
+            user_id: payment.user_id,
+            transaction_id: payment.transaction_id.clone(),
+            payer: payment.payer.clone(),
+            settled_at: payment.settled_at,
+            payment: payment.into(),
+        }
+    }
+}
+
+/// Something new that a gateway said of a payment (PAY-3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PaymentRecord {
+    pub id: PaymentRecordId,
+    pub payment_id: PaymentId,
+    /// How it came to be known: by a `callback`, or as the answer to a `query` or a `close`.
+    pub source: String,
+    /// What the payment was from then on.
+    pub outcome: PaymentState,
+    pub transaction_id: Option<String>,
+    /// A callback as the gateway sent it; of an answer what it said.
+    pub body: String,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}
+
+impl TryFrom<payment_record::Model> for PaymentRecord {
+    type Error = DbFault;
+
+    fn try_from(row: payment_record::Model) -> Result<Self, DbFault> {
+        Ok(Self {
+            id: PaymentRecordId(row.id),
+            payment_id: PaymentId(row.payment_id),
+            source: row.kind,
+            outcome: row.outcome.parse()?,
+            transaction_id: row.transaction_id,
+            body: row.body,
+            at: from_micros(row.received_at),
+        })
     }
 }
 

@@ -216,7 +216,7 @@ impl Comparison for RefundsStuck {
         for state in [RefundState::Approved, RefundState::Failed] {
             let mut before = None;
             loop {
-                let page = self.payments.refunds(Some(state), before, PAGE).await?;
+                let page = self.payments.refunds(refund::Listing::in_state(state, before, PAGE)).await?;
                 let Some(last) = page.last() else { break };
                 before = Some(last.id);
                 differences.extend(page.iter().filter_map(|refund| self.found(refund)));

@@ -319,7 +319,10 @@ impl GatewayAgainstPayments {
     ) -> Result<Vec<Refund>, DbFault> {
         let (mut before, mut found) = (None, Vec::new());
         loop {
-            let page = self.payments.refunds(Some(RefundState::Succeeded), before, PAGE).await?;
+            let page = self
+                .payments
+                .refunds(refund::Listing::in_state(RefundState::Succeeded, before, PAGE))
+                .await?;
             let Some(last) = page.last() else { return Ok(found) };
             before = Some(last.id);
             let over = last.created_at < since;

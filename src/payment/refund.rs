@@ -6,7 +6,8 @@
 
 use entities::refund;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 
 use super::events::{RefundApproved, RefundRequested};
@@ -159,21 +160,32 @@ pub async fn all_of(connection: &impl ConnectionTrait, order: OrderId) -> Result
     rows.into_iter().map(Refund::try_from).collect()
 }
 
-/// Up to `limit` refunds older than `before`, in `state` or in any, newest first.
-pub async fn page(
-    connection: &impl ConnectionTrait,
-    state: Option<RefundState>,
-    before: Option<RefundId>,
-    limit: u64,
-) -> Result<Vec<Refund>, DbFault> {
-    let mut query = refund::Entity::find();
-    if let Some(state) = state {
-        query = query.filter(refund::Column::State.eq(state.word()));
+/// Which refunds to list.
+#[derive(Debug, Clone, Copy)]
+pub struct Listing {
+    pub order: Option<OrderId>,
+    pub state: Option<RefundState>,
+    /// Only older ones.
+    pub before: Option<RefundId>,
+    pub limit: u64,
+}
+
+impl Listing {
+    /// Those of any order in `state`.
+    pub fn in_state(state: RefundState, before: Option<RefundId>, limit: u64) -> Self {
+        Self { order: None, state: Some(state), before, limit }
     }
-    if let Some(before) = before {
-        query = query.filter(refund::Column::Id.lt(before.0));
-    }
-    let rows = query.order_by_desc(refund::Column::Id).limit(limit).all(connection).await?;
+}
+
+/// A page of refunds, newest first.
+pub async fn page(connection: &impl ConnectionTrait, listing: Listing) -> Result<Vec<Refund>, DbFault> {
+    use refund::Column;
+    let conditions = Condition::all()
+        .add_option(listing.order.map(|order| Column::OrderId.eq(order.0)))
+        .add_option(listing.state.map(|state| Column::State.eq(state.word())))
+        .add_option(listing.before.map(|before| Column::Id.lt(before.0)));
+    let query = refund::Entity::find().filter(conditions).order_by_desc(Column::Id);
+    let rows = query.limit(listing.limit).all(connection).await?;
     rows.into_iter().map(Refund::try_from).collect()
 }
 

@@ -17,13 +17,8 @@ use crate::ports::payment_gateway::{Channel, GatewayError, RefundOrder, RefundSt
 
 impl PaymentService {
     /// Refunds in `state`, newest first.
-    pub async fn refunds(
-        &self,
-        state: Option<RefundState>,
-        before: Option<RefundId>,
-        limit: u64,
-    ) -> Result<Vec<Refund>, DbFault> {
-        self.0.db.read(move |db| async move { refund::page(&db, state, before, limit).await }).await
+    pub async fn refunds(&self, listing: refund::Listing) -> Result<Vec<Refund>, DbFault> {
+        self.0.db.read(move |db| async move { refund::page(&db, listing).await }).await
     }
 
     /// An operator agrees to a refund, or has one that failed tried again.

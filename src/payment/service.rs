@@ -10,7 +10,8 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use super::machine::{Contradiction, Report, Said, Source};
-use super::model::{Opened, Payment, PaymentState, PaymentView, Refund, RefundState};
+use super::model::{Opened, Payment, PaymentRecord, PaymentState, PaymentView, Refund, RefundState};
+use super::store::Listing;
 use super::{refund, store};
 use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{Desk, LaneError, Lanes};
@@ -210,6 +211,22 @@ impl PaymentService {
     pub async fn refunds_of(&self, user: UserId, order: OrderId) -> Result<Vec<Refund>, PaymentError> {
         self.visible(user, order).await?;
         Ok(self.0.db.read(move |db| async move { refund::all_of(&db, order).await }).await?)
+    }
+
+    /// A page of anybody's payments, newest first.
+    pub async fn list(&self, listing: Listing) -> Result<Vec<Payment>, DbFault> {
+        self.0.db.read(move |db| async move { store::page(&db, listing).await }).await
+    }
+
+    /// What its gateway said of a payment, oldest first.
+    pub async fn records(&self, payment: PaymentId) -> Result<Vec<PaymentRecord>, PaymentError> {
+        self.0
+            .db
+            .read(move |db| async move {
+                store::find(&db, payment).await?.ok_or(PaymentError::NotFound)?;
+                Ok(store::records(&db, payment).await?)
+            })
+            .await
     }
 
     async fn visible(&self, user: UserId, order: OrderId) -> Result<Order, PaymentError> {

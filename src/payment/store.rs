@@ -5,13 +5,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use entities::{payment, payment_record};
 use sea_orm::sea_query::{Expr, ExprTrait, Query, SelectStatement};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QueryFilter,
-    QueryOrder, QuerySelect,
+    ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult,
+    QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::events::{PaymentFailed, PaymentSucceeded};
 use super::machine::{Contradiction, Report, Said, check, decide};
-use super::model::{Payment, PaymentState};
+use super::model::{Payment, PaymentRecord, PaymentState};
 use crate::db::bulk::{self, Column, Rows, Script, statement};
 use crate::db::{DbFault, Tx, fit};
 use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
@@ -320,6 +320,43 @@ pub async fn captured_before(
             Ok((payment, row.try_get::<Option<i64>>("", "paid_at")?.map(from_micros)))
         })
         .collect()
+}
+
+/// Which payments to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Listing {
+    pub order: Option<OrderId>,
+    pub state: Option<PaymentState>,
+    pub channel: Option<Channel>,
+    /// Only older ones.
+    pub before: Option<PaymentId>,
+    pub limit: u64,
+}
+
+/// A page of payments, newest first.
+pub async fn page(connection: &impl ConnectionTrait, listing: Listing) -> Result<Vec<Payment>, DbFault> {
+    use payment::Column;
+    let conditions = Condition::all()
+        .add_option(listing.order.map(|order| Column::OrderId.eq(order.0)))
+        .add_option(listing.state.map(|state| Column::State.eq(state.word())))
+        .add_option(listing.channel.map(|channel| Column::Channel.eq(channel.word())))
+        .add_option(listing.before.map(|before| Column::Id.lt(before.0)));
+    let query = payment::Entity::find().filter(conditions).order_by_desc(Column::Id);
+    let rows = query.limit(listing.limit).all(connection).await?;
+    rows.into_iter().map(Payment::try_from).collect()
+}
+
+/// What its gateway said of a payment, oldest first.
+pub async fn records(
+    connection: &impl ConnectionTrait,
+    payment: PaymentId,
+) -> Result<Vec<PaymentRecord>, DbFault> {
+    let rows = payment_record::Entity::find()
+        .filter(payment_record::Column::PaymentId.eq(payment.0))
+        .order_by_asc(payment_record::Column::Id)
+        .all(connection)
+        .await?;
+    rows.into_iter().map(PaymentRecord::try_from).collect()
 }
 
 /// An order's payments, oldest first.

@@ -6,6 +6,7 @@ use futures_util::future::{join, join_all};
 use serde_json::{Value, json};
 use tombola::config::Config;
 
+use crate::lists::pages;
 use crate::support::alipay::{self, FakeAlipay};
 use crate::support::app::Node;
 use crate::support::gateway::KEY;
@@ -16,6 +17,7 @@ stories!(
     twenty_requests_make_one_refund,
     two_decisions_have_one_outcome,
     a_refund_and_a_delivery_have_one_outcome,
+    operators_see_and_refund_what_was_paid,
 );
 
 const AMOUNT: i64 = 1234;
@@ -214,5 +216,50 @@ async fn a_refund_and_a_delivery_have_one_outcome(app: &TestApp) {
     // What was shipped is not sold again.
     let takes = shop.customer[0].my_takes().await;
     assert_eq!(takes.iter().filter(|take| take.state != "released").count(), kept);
+    shop.stop().await;
+}
+
+async fn operators_see_and_refund_what_was_paid(app: &TestApp) {
+    let shop = Shop::start(app, false).await;
+    let orders = shop.sell(2).await;
+    let ([alice, _], [operator, _], viewer) = (&shop.customer, &shop.operator, app.viewer().await);
+    let one_of = async |list: String| {
+        let found = viewer.get(&list).await.is(200);
+        let [one] = found["items"].as_array().unwrap().as_slice() else { panic!("{list}: {found}") };
+        one.clone()
+    };
+
+    let payment = one_of(format!("/admin/payments?order_id={}", orders[0])).await;
+    assert_eq!((&payment["order_id"], &payment["state"]), (&json!(orders[0]), &json!("succeeded")));
+    assert_eq!((&payment["channel"], &payment["amount_minor"]), (&json!("alipay"), &json!(AMOUNT)));
+    for known in ["user_id", "transaction_id", "payer", "settled_at"] {
+        assert!(payment[known].is_string(), "{known} of {payment}");
+    }
+    assert_eq!(pages(&viewer, "/admin/payments?state=succeeded&channel=alipay", 1).await.concat().len(), 2);
+    assert!(pages(&viewer, "/admin/payments?state=failed", 1).await.concat().is_empty());
+
+    let id = payment["id"].as_str().unwrap();
+    let record = one_of(format!("/admin/payments/{id}/records")).await;
+    assert_eq!((&record["source"], &record["outcome"]), (&json!("callback"), &json!("succeeded")));
+    assert_eq!(record["transaction_id"], payment["transaction_id"]);
+    assert!(record["body"].as_str().unwrap().contains("trade_status=TRADE_SUCCESS"), "{record}");
+
+    let refunds = format!("/admin/orders/{}/refunds", orders[0]);
+    operator.post(&refunds, json!({})).await.refused(422, "validation_failed");
+    operator.post(&refunds, json!({"reason": "The box was empty"})).await.is(202);
+    order_of(alice, &orders[0]).becomes("refunded").await;
+    let refund = one_of(format!("/admin/refunds?order_id={}", orders[0])).await;
+    assert_eq!((&refund["reason"], &refund["state"]), (&json!("The box was empty"), &json!("succeeded")));
+    assert_eq!(refund["payment_id"], payment["id"]);
+
+    let user = payment["user_id"].as_str().unwrap();
+    assert_eq!(pages(&viewer, &format!("/admin/orders?user_id={user}"), 1).await.concat().len(), 2);
+    one_of(format!("/admin/orders?user_id={user}&state=paid")).await;
+    assert!(pages(&viewer, "/admin/orders?user_id=1", 1).await.concat().is_empty());
+
+    viewer.post(&refunds, json!({"reason": "No"})).await.refused(403, "forbidden");
+    alice.get(&format!("/admin/payments/{id}/records")).await.refused(403, "forbidden");
+    viewer.get("/admin/payments/1/records").await.refused(404, "not_found");
+    viewer.get("/admin/payments?state=lost").await.refused(422, "validation_failed");
     shop.stop().await;
 }

@@ -3,6 +3,8 @@
 //! Money that a gateway took is there whatever we thought before, so a capture settles a payment that failed or was
 //! closed here as well; what becomes of it is for the order to say (R22). Nothing else moves what is settled.
 
+use serde::Serialize;
+
 use super::model::{Payment, PaymentState, RefundState};
 use crate::ids::PaymentId;
 use crate::ports::payment_gateway::{Capture, Channel};
@@ -18,7 +20,8 @@ words! {
 }
 
 /// What a gateway says of a payment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Said {
     Captured(Capture),
     Failed { reason: String },

@@ -156,7 +156,7 @@ pub struct PaymentRecord {
     /// What the payment was from then on.
     pub outcome: PaymentState,
     pub transaction_id: Option<String>,
-    /// A callback as the gateway sent it; of an answer what it said.
+    /// A callback as the gateway sent it; an answer as it was understood, in JSON.
     pub body: String,
     #[serde(serialize_with = "serialize_rfc3339")]
     #[schema(value_type = String, format = DateTime)]

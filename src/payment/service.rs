@@ -339,7 +339,7 @@ impl PaymentService {
         source: Source,
     ) -> Result<Payment, PaymentError> {
         let (id, channel) = (payment.id, payment.channel);
-        let body = format!("{said:?}");
+        let body = serde_json::to_string(&said).map_err(DbFault::from)?;
         let report = Report { payment: id, channel, said, source, body: body.clone() };
         let settled = match self.settle(report).await {
             Err(LaneError::Refused(contradiction)) => {

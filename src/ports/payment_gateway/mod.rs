@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::NaiveDate;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -74,7 +75,7 @@ pub struct PaymentOrder {
 pub type PaymentParams = Map<String, Value>;
 
 /// Money that a gateway took for us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Capture {
     /// The gateway's number for it.
     pub transaction_id: String,

@@ -4,7 +4,9 @@
 //! are what the customers were told.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::iter::StepBy;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tombola::ports::clock::{Clock, SystemClock, Timestamp};
 
-use super::{Rig, faults, number, session};
+use super::{Rig, faults, number, seeds, session};
 use crate::support::payments::{SECRET, notice, signature};
 use crate::support::process::{Launch, PATIENCE};
 use crate::support::wire::{Said, Wire, notify, post};
@@ -59,8 +61,8 @@ const PLENTY: i64 = 1_000_000;
 /// How far times of two servers may differ.
 const SLACK_MICROS: i64 = 1_000_000;
 
-/// Orders that F29 pays and cancels at once.
-const CONTESTED: usize = 600;
+/// Orders that F29 pays and cancels at once, for each seed: with `TOMBOLA_FAULT_SEEDS=100` the 10,000 of the matrix.
+const CONTESTED: usize = 100;
 /// Customers of F29.
 const RIVALS: usize = 24;
 
@@ -80,6 +82,11 @@ async fn f01_killed_between_the_steps(engine: Engine) {
         let mut server = launch.clone().with_faults(kill).spawn();
         let end = server.ended().await;
         assert_eq!(end.signal(), Some(9), "{kill}: {end}");
+    }
+    for _ in 0..seeds(4) {
+        let mut server = launch.start().await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..400))).await;
+        server.kill().await;
     }
     let mut server = launch.start().await;
     shop.until_served(shop.served() + CUSTOMERS).await;
@@ -232,16 +239,17 @@ async fn f29_paid_and_cancelled_at_once(engine: Engine) {
     let (mut paying, mut cancelling) = (patient.start().await, hasty.start().await);
     let nodes = Nodes { paying: paying.address, cancelling: cancelling.address };
     let shop = Shop::open(&patient).await;
-    let sale: Arc<str> = shop.flash_sale(CONTESTED).await.into();
+    let orders = CONTESTED * seeds(6);
+    let sale: Arc<str> = shop.flash_sale(orders).await.into();
     let mut rivals = JoinSet::new();
     for (rival, token) in patient.customers(RIVALS).into_iter().enumerate() {
-        rivals.spawn(contest(nodes, sale.clone(), token, rival));
+        rivals.spawn(contest(nodes, sale.clone(), token, (rival..orders).step_by(RIVALS)));
     }
     let mut contested = 0;
     while let Some(rival) = rivals.join_next().await {
         contested += rival.expect("a customer who was told everything");
     }
-    assert_eq!(contested, CONTESTED);
+    assert_eq!(contested, orders);
 
     let database = session(&rig.database.url).await;
     let open = "SELECT count(*) FROM orders WHERE state = 'awaiting_payment'";
@@ -250,12 +258,12 @@ async fn f29_paid_and_cancelled_at_once(engine: Engine) {
     paying.kill().await;
     cancelling.kill().await;
     audit(&database).await;
-    let orders = orders::Entity::find().all(&database).await.unwrap();
+    let ended = orders::Entity::find().all(&database).await.unwrap();
     let of_state = |state: &str| -> BTreeSet<i64> {
-        orders.iter().filter(|order| order.state == state).map(|order| order.id).collect()
+        ended.iter().filter(|order| order.state == state).map(|order| order.id).collect()
     };
     let (paid, cancelled) = (of_state("paid"), of_state("cancelled"));
-    assert_eq!(paid.len() + cancelled.len(), CONTESTED, "orders that are neither paid nor cancelled");
+    assert_eq!(paid.len() + cancelled.len(), orders, "orders that are neither paid nor cancelled");
     let released: BTreeSet<i64> = take::Entity::find()
         .all(&database)
         .await
@@ -266,7 +274,7 @@ async fn f29_paid_and_cancelled_at_once(engine: Engine) {
         .collect();
     assert_eq!(released, cancelled, "the tokens of cancelled orders, and no others, are free");
     let by_cause =
-        |cause: &str| orders.iter().filter(|order| order.cancel_cause.as_deref() == Some(cause)).count();
+        |cause: &str| ended.iter().filter(|order| order.cancel_cause.as_deref() == Some(cause)).count();
     let late = number(&database, "SELECT count(*) FROM refund WHERE cause = 'late_payment'").await;
     let seen = (paid.len(), by_cause("customer"), by_cause("timeout"), late);
     assert!(seen.0 > 0 && seen.1 > 0 && seen.2 > 0 && seen.3 > 0, "nobody was in the way: {seen:?}");
@@ -281,9 +289,8 @@ struct Nodes {
 }
 
 /// A customer of F29 takes, pays and cancels; every third order is not cancelled, but due, when it is paid.
-async fn contest(nodes: Nodes, sale: Arc<str>, token: String, rival: usize) -> usize {
+async fn contest(nodes: Nodes, sale: Arc<str>, token: String, numbers: StepBy<Range<usize>>) -> usize {
     let mut settling = JoinSet::new();
-    let numbers = (rival..CONTESTED).step_by(RIVALS);
     let count = numbers.len();
     for number in numbers {
         let due = number % 3 == 0;

@@ -233,6 +233,15 @@ impl NoticeHeaders {
         }
     }
 
+    /// The headers that it takes to verify the notice again later, as a JSON object; none if its signature is in the body.
+    /// Others are not worth keeping, and some are secret.
+    pub fn signature(&self) -> Option<String> {
+        let names = wechat::SIGNATURE.into_iter().chain([sandbox::SIGNATURE]);
+        let found: Map<String, Value> =
+            names.filter_map(|name| Some((name.to_owned(), self.get(name)?.into()))).collect();
+        (!found.is_empty()).then(|| Value::Object(found).to_string())
+    }
+
     /// All of them, as they came.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))

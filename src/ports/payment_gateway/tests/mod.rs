@@ -9,6 +9,8 @@ mod server;
 mod wechat;
 mod wechat_notices;
 
+use serde_json::json;
+
 use super::*;
 
 /// A payment of 12.34.
@@ -35,6 +37,34 @@ fn refund(refund_id: i64, payment_id: i64, amount_minor: i64) -> RefundOrder {
         currency: cny(),
         reason: "order cancelled".to_owned(),
     }
+}
+
+/// A session or a login says nothing about a notice, and is not to be kept beside it.
+#[test]
+fn of_the_headers_only_the_signature_is_kept() {
+    let wechat = [
+        ("host", "shop.example"),
+        ("authorization", "Basic c2VjcmV0"),
+        ("cookie", "session=secret"),
+        ("wechatpay-signature", "c2ln+/=="),
+        ("wechatpay-signature-type", "WECHATPAY2-SHA256-RSA2048"),
+        ("wechatpay-nonce", "c5ac\"7061"),
+        ("wechatpay-timestamp", "1780279200"),
+        ("Wechatpay-Serial", "PUB_KEY_ID_0119999999"),
+    ];
+    let kept = NoticeHeaders::from_iter(wechat).signature().unwrap();
+    let expected = json!({
+        "Wechatpay-Timestamp": "1780279200",
+        "Wechatpay-Nonce": "c5ac\"7061",
+        "Wechatpay-Signature": "c2ln+/==",
+        "Wechatpay-Serial": "PUB_KEY_ID_0119999999",
+    });
+    assert_eq!(kept, expected.to_string());
+    let sandbox =
+        NoticeHeaders::from_iter([("tombola-signature", "t=1,v1=ab"), ("cookie", "session=secret")]);
+    assert_eq!(sandbox.signature().as_deref(), Some(r#"{"Tombola-Signature":"t=1,v1=ab"}"#));
+    // Alipay's signature is in the body.
+    assert_eq!(NoticeHeaders::from_iter([("cookie", "session=secret")]).signature(), None);
 }
 
 fn at(text: &str) -> Timestamp {

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::super::rsa::{CannotSign, SigningKey, VerifyingKey, nonce};
 use super::super::{GatewayError, InvalidSetting, LONGEST_ANSWER, NoticeRefusal};
-use super::WechatPayConfig;
+use super::{SIGNATURE, WechatPayConfig};
 use crate::ports::clock::{SharedClock, Timestamp};
 use crate::ports::wire::{self, Answer};
 
@@ -180,8 +180,8 @@ impl Platform {
         let header = |name| {
             header(name).ok_or_else(|| NoticeRefusal::Forged(format!("there is no single {name} header")))
         };
-        let (time, nonce) = (header("Wechatpay-Timestamp")?, header("Wechatpay-Nonce")?);
-        let (signature, serial) = (header("Wechatpay-Signature")?, header("Wechatpay-Serial")?);
+        let [time, nonce, signature, serial] = SIGNATURE.map(header);
+        let (time, nonce, signature, serial) = (time?, nonce?, signature?, serial?);
         let (_, key) = self
             .0
             .iter()

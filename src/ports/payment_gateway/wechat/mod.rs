@@ -32,6 +32,10 @@ use crate::ports::wire::{TIMEOUT, check_url};
 /// Where WeChat Pay is.
 pub const BASE_URL: &str = "https://api.mch.weixin.qq.com";
 
+/// The headers that carry a signature: its time, its nonce, itself, and the serial number of its key.
+pub(super) const SIGNATURE: [&str; 4] =
+    ["Wechatpay-Timestamp", "Wechatpay-Nonce", "Wechatpay-Signature", "Wechatpay-Serial"];
+
 /// The longest description, and the longest reason of a refund, in bytes.
 const LONGEST_DESCRIPTION: usize = 127;
 const LONGEST_REASON: usize = 80;

@@ -216,6 +216,35 @@ async fn a_native_payment_is_prepared() {
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
 }
 
+/// WeChat Pay takes characters of three bytes at most, and answers PARAM_ERROR to others for ever.
+#[rstest]
+#[case("🍵 茶 Tea\n🎉", Some("茶 Tea"))]
+#[case("🀄\u{7}𠮷👩\u{200d}🍳 \u{fe0f}", None)]
+#[case("", None)]
+#[actix_web::test]
+async fn texts_go_without_what_wechat_pay_refuses(#[case] text: &str, #[case] taken: Option<&str>) {
+    let fake = FakeWechat::answering(vec![
+        (200, r#"{"code_url":"weixin://wxpay"}"#.to_owned()),
+        (200, r#"{"out_refund_no":"9000","status":"SUCCESS"}"#.to_owned()),
+    ]);
+    let gateway = fake.gateway();
+    gateway.create(&PaymentOrder { description: text.to_owned(), ..order(7) }).await.unwrap();
+    gateway.refund(&RefundOrder { reason: text.to_owned(), ..refund(9000, 7, 234) }).await.unwrap();
+    let sent = |back| serde_json::from_str::<Value>(&fake.asked(back).2).unwrap();
+    assert_eq!(sent(1)["description"], taken.unwrap_or("Payment 7"));
+    assert_eq!(sent(0).get("reason").and_then(Value::as_str), taken);
+}
+
+/// A character that is left out takes no room.
+#[actix_web::test]
+async fn texts_are_shortened_last() {
+    let fake = FakeWechat::answering(vec![(200, r#"{"code_url":"weixin://wxpay"}"#.to_owned())]);
+    let description = format!("{}{}", "🎉".repeat(40), "茶".repeat(50));
+    fake.gateway().create(&PaymentOrder { description, ..order(7) }).await.unwrap();
+    let sent: Value = serde_json::from_str(&fake.asked(0).2).unwrap();
+    assert_eq!(sent["description"], "茶".repeat(42));
+}
+
 #[actix_web::test]
 async fn a_known_payer_pays_within_the_page() {
     let fake =

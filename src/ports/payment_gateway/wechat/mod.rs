@@ -150,10 +150,11 @@ impl PaymentGateway for WechatPay {
         if order.currency != cny()? {
             return Err(GatewayError::Unfit("only CNY is taken".to_owned()));
         }
+        let description = text(&order.description, LONGEST_DESCRIPTION);
         let mut request = json!({
             "appid": self.app_id,
             "mchid": self.api.merchant(),
-            "description": shortened(&order.description, LONGEST_DESCRIPTION),
+            "description": description.unwrap_or_else(|| format!("Payment {}", order.payment_id)),
             "out_trade_no": order.payment_id,
             "time_expire": order.expires_at.with_timezone(&BEIJING).to_rfc3339_opts(SecondsFormat::Secs, false),
             "notify_url": self.notify_url,
@@ -204,10 +205,9 @@ impl PaymentGateway for WechatPay {
     }
 
     async fn refund(&self, order: &RefundOrder) -> Result<RefundState, GatewayError> {
-        let request = json!({
+        let mut request = json!({
             "transaction_id": order.transaction_id,
             "out_refund_no": order.refund_id,
-            "reason": shortened(&order.reason, LONGEST_REASON),
             "notify_url": self.notify_url,
             "amount": {
                 "refund": order.amount_minor,
@@ -215,6 +215,9 @@ impl PaymentGateway for WechatPay {
                 "currency": order.currency,
             },
         });
+        if let Some(reason) = text(&order.reason, LONGEST_REASON) {
+            request["reason"] = reason.into();
+        }
         let refund = self.api.call(Method::POST, "/v3/refund/domestic/refunds", Some(&request)).await?;
         Self::refund_state(&refund, order.refund_id)
     }
@@ -253,6 +256,16 @@ impl From<CannotSign> for GatewayError {
     fn from(CannotSign: CannotSign) -> Self {
         Self::Unfit("nothing can be signed here".to_owned())
     }
+}
+
+/// What WeChat Pay takes of `text`, if anything: it refuses control characters, and those of four bytes, as emoji are.
+fn text(text: &str, longest: usize) -> Option<String> {
+    // These put emoji together and say how they look, and are nothing without them.
+    let joins = |c| matches!(c, '\u{200d}' | '\u{fe00}'..='\u{fe0f}');
+    let taken = |c: &char| c.len_utf8() <= 3 && !c.is_control() && !joins(*c);
+    let text: String = text.chars().filter(taken).collect();
+    let text = shortened(text.trim(), longest).trim_end();
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn object(value: Value) -> PaymentParams {

@@ -84,9 +84,9 @@ fn differs(channel: Channel, line: &StatementLine, known: &Known) -> Option<Foun
     let payment = known.payments.get(&line.payment_id?);
     match &line.movement {
         Movement::Captured { amount_minor } => captured_differs(channel, line, *amount_minor, payment),
-        Movement::Refunded { refund_id, amount_minor } => {
+        Movement::Refunded { refund_id, amount_minor, arrived } => {
             let refund = refund_id.and_then(|id| known.refunds.get(&id));
-            refunded_differs(line, *amount_minor, payment, *refund_id, refund)
+            refunded_differs(line, *amount_minor, *arrived, payment, *refund_id, refund)
         }
     }
 }
@@ -126,6 +126,7 @@ fn captured_differs(
 fn refunded_differs(
     line: &StatementLine,
     amount_minor: i64,
+    arrived: bool,
     payment: Option<&Payment>,
     refund_id: Option<RefundId>,
     refund: Option<&Refund>,
@@ -148,9 +149,11 @@ fn refunded_differs(
         return Some(look(subject, here, there, detail));
     }
     let (expected, found) = (RefundState::Succeeded.to_string(), refund.state.to_string());
-    let detail = format!("The statement has refund {id} as done, here it is {}.", refund.state);
+    let there = if arrived { "done" } else { "under way" };
+    let detail = format!("The statement has refund {id} as {there}, here it is {}.", refund.state);
     match refund.state {
         RefundState::Succeeded => None,
+        RefundState::Approved if !arrived => None,
         RefundState::Approved => Some(Found { subject, expected, found, detail, action: "perform" }),
         RefundState::Requested | RefundState::Failed | RefundState::Rejected => {
             Some(look(subject, expected, found, detail))
@@ -202,7 +205,9 @@ impl GatewayAgainstPayments {
             for line in lines {
                 match (line.payment_id, &line.movement) {
                     (Some(payment), Movement::Captured { .. }) => drop(captured.insert(payment)),
-                    (_, Movement::Refunded { refund_id: Some(refund), .. }) => drop(refunded.insert(*refund)),
+                    (_, Movement::Refunded { refund_id: Some(refund), arrived: true, .. }) => {
+                        refunded.insert(*refund);
+                    }
                     _ => {}
                 }
                 differences.extend(differs(self.gateway.channel(), line, &known));

@@ -268,8 +268,15 @@ pub struct StatementLine {
 /// Money that went to us or back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Movement {
-    Captured { amount_minor: i64 },
-    Refunded { refund_id: Option<RefundId>, amount_minor: i64 },
+    Captured {
+        amount_minor: i64,
+    },
+    Refunded {
+        refund_id: Option<RefundId>,
+        amount_minor: i64,
+        /// Whether it had reached the customer when the statement was made; a later one does not say.
+        arrived: bool,
+    },
 }
 
 /// Takes money and gives it back. Every request may be repeated: it then answers as before.

@@ -414,7 +414,7 @@ async fn a_statement_lists_what_moved() {
         at: at(time),
     };
     let number = "1217752501201407033233368018";
-    let refunded = Movement::Refunded { refund_id: Some(RefundId(9000)), amount_minor: 234 };
+    let refunded = Movement::Refunded { refund_id: Some(RefundId(9000)), amount_minor: 234, arrived: true };
     assert_eq!(
         lines,
         [
@@ -426,8 +426,13 @@ async fn a_statement_lists_what_moved() {
     assert_eq!(fake.asked(1).1, "/v3/bill/tradebill?bill_date=2026-06-01&bill_type=ALL");
     assert_eq!(fake.asked(0).1, "/v3/billdownload/file?token=6_A2");
 
-    for broken in [file.replace("12.34", "12.345"), file.replace("`wx0,", ""), file.replace("交易状态", "x")]
-    {
+    let broken = [
+        file.replace("12.34", "12.345"),
+        file.replace("`wx0,", ""),
+        file.replace("交易状态", "x"),
+        file.replace("退款状态", "x"),
+    ];
+    for broken in broken {
         let fake = FakeWechat::answering(vec![bill(&sha1(&broken)), (200, broken)]);
         assert!(matches!(fake.gateway().statement(day).await, Err(GatewayError::Unclear(_))));
     }
@@ -435,4 +440,24 @@ async fn a_statement_lists_what_moved() {
     assert!(matches!(fake.gateway().statement(day).await, Err(GatewayError::Unclear(_))));
     let fake = FakeWechat::answering(vec![problem(400, "NO_STATEMENT_EXIST")]);
     assert_eq!(fake.gateway().statement(day).await, Ok(Some(Vec::new())));
+}
+
+/// A statement lists every refund that was asked for, also those whose money stays with the merchant.
+#[rstest]
+#[case("SUCCESS", Some(true))]
+#[case("PROCESSING", Some(false))]
+#[case("", Some(false))]
+#[case("FAIL", None)]
+#[case("CHANGE", None)]
+#[case("CLOSED", None)]
+#[actix_web::test]
+async fn a_statement_tells_how_a_refund_stood(#[case] state: &str, #[case] arrived: Option<bool>) {
+    let line = REFUND_LINE.replace("`ORIGINAL,`SUCCESS,", &format!("`ORIGINAL,`{state},"));
+    let file = format!("\u{feff}{HEADER}\r\n{line}\r\n{TOTALS}");
+    let fake = FakeWechat::answering(vec![bill(&sha1(&file)), (200, file)]);
+    let lines = fake.gateway().statement("2026-06-01".parse().unwrap()).await.unwrap().unwrap();
+    let movements: Vec<Movement> = lines.into_iter().map(|line| line.movement).collect();
+    let refunded =
+        |arrived| Movement::Refunded { refund_id: Some(RefundId(9000)), amount_minor: 234, arrived };
+    assert_eq!(movements, arrived.map(refunded).into_iter().collect::<Vec<_>>());
 }

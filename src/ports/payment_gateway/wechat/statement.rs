@@ -1,4 +1,6 @@
 //! The statement of a day: a file of comma-separated values, its columns named in Chinese, each value behind a backtick.
+//!
+//! It lists the refunds that were asked for on that day, and how each stood when it was made. It is never made again.
 
 use chrono::NaiveDate;
 use reqwest::{Method, Url};
@@ -8,6 +10,9 @@ use serde::Deserialize;
 use super::super::yuan::{fen, parse_local_time};
 use super::super::{GatewayError, Movement, StatementLine};
 use super::api::Api;
+
+/// States of refunds whose money is with the merchant, because it never left or came back.
+const DID_NOT_MOVE: &[&str] = &["FAIL", "CHANGE", "CLOSED", "REFUNDCLOSE", "ABNORMAL"];
 
 #[derive(Debug, Deserialize)]
 struct Bill {
@@ -53,7 +58,8 @@ fn parse(text: &str) -> Result<Vec<StatementLine>, String> {
         column("交易状态")?,
         column("货币种类")?,
     ];
-    let [paid, refund, refunded] = [column("订单金额")?, column("商户退款单号")?, column("申请退款金额")?];
+    let [paid, refund, refunded, refund_state] =
+        [column("订单金额")?, column("商户退款单号")?, column("申请退款金额")?, column("退款状态")?];
 
     // The totals have a header of their own, without a backtick in front.
     let rows = lines.map_while(|line| line.strip_prefix('`'));
@@ -66,19 +72,22 @@ fn parse(text: &str) -> Result<Vec<StatementLine>, String> {
         }
         let movement = match row[state] {
             "SUCCESS" => Movement::Captured { amount_minor: fen(row[paid]).ok_or_else(unreadable)? },
+            "REFUND" | "REVOKED" if DID_NOT_MOVE.contains(&row[refund_state]) => return Ok(None),
             "REFUND" | "REVOKED" => Movement::Refunded {
                 refund_id: row[refund].parse().ok(),
                 amount_minor: fen(row[refunded]).ok_or_else(unreadable)?,
+                arrived: row[refund_state] == "SUCCESS",
             },
             _ => return Err(unreadable()),
         };
-        Ok(StatementLine {
+        Ok(Some(StatementLine {
             payment_id: row[payment].parse().ok(),
             transaction_id: row[transaction].to_owned(),
             movement,
             currency: row[currency].parse().map_err(|_| unreadable())?,
             at: parse_local_time(row[at]).ok_or_else(unreadable)?,
-        })
+        }))
     })
+    .filter_map(Result::transpose)
     .collect()
 }

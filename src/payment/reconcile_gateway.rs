@@ -1,8 +1,9 @@
 //! What a gateway says moved, against what we know moved (REC-3).
 //!
 //! A gateway that gives a statement of a day is compared line by line, and asked again about what its statement lacks.
-//! One that gives none is asked about the captures and refunds of the last day, the newest first and not more than
-//! [`ASKED`]. Each gateway is a comparison of its own, so one that is down does not keep the others from being compared.
+//! One that gives none, or refuses it for once, is asked about the captures and refunds of the last day, the newest first
+//! and not more than [`ASKED`]. Each gateway is a comparison of its own, so one that is down does not keep the others from
+//! being compared.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -161,14 +162,16 @@ fn refunded_differs(
     }
 }
 
-/// How what the gateway says of a capture of ours differs.
-fn answer_differs(payment: &Payment, answer: &GatewayState) -> Option<Found> {
+/// How what the gateway says of a capture of ours differs; `goes_back` if we are the ones who return it.
+fn answer_differs(payment: &Payment, answer: &GatewayState, goes_back: bool) -> Option<Found> {
     let same = |capture: &Capture| {
         (capture.amount_minor, capture.currency) == (payment.amount_minor, payment.currency)
             && Some(&capture.transaction_id) == payment.transaction_id.as_ref()
     };
     let there = match answer {
-        GatewayState::Succeeded(capture) | GatewayState::Refunded(capture) if same(capture) => return None,
+        GatewayState::Succeeded(capture) if same(capture) => return None,
+        GatewayState::Refunded(capture) if same(capture) && goes_back => return None,
+        GatewayState::Refunded(capture) if same(capture) => "given back, and not by us".to_owned(),
         GatewayState::Succeeded(capture) | GatewayState::Refunded(capture) => {
             format!("{} by {}", capture.currency.amount(capture.amount_minor), capture.transaction_id)
         }
@@ -227,9 +230,8 @@ impl GatewayAgainstPayments {
         self.ask_about(payments, refunds, differences).await
     }
 
-    /// The differences between what the gateway says of the last day's captures and refunds and what is known here.
-    async fn one_by_one(&self) -> Result<Vec<Found>, ComparisonError> {
-        let since = self.clock.now() - TimeDelta::days(1);
+    /// The differences between what the gateway says of the captures and refunds since then and what is known here.
+    async fn one_by_one(&self, since: Timestamp) -> Result<Vec<Found>, ComparisonError> {
         let recent = |payment: &Payment, _| payment.settled_at.is_some_and(|at| at >= since);
         let payments = self.payments_since(since - OPEN, recent, ASKED).await?;
         let recent = |refund: &Refund| refund.updated_at >= since;
@@ -245,12 +247,12 @@ impl GatewayAgainstPayments {
         mut differences: Vec<Found>,
     ) -> Result<Vec<Found>, ComparisonError> {
         let gateway = &self.gateway;
-        let captures = stream::iter(payments).map(|payment| async move {
-            Ok::<_, GatewayError>(answer_differs(&payment, &gateway.query(payment.id).await?))
-        });
+        let captures =
+            stream::iter(payments).map(|payment| async move { self.capture_differs(&payment).await });
         let refunds = stream::iter(refunds).map(|refund| async move {
             let Some(payment) = refund.payment_id else { return Ok(None) };
-            Ok(refund_answer_differs(&refund, &gateway.query_refund(payment, refund.id).await?))
+            let answer = gateway.query_refund(payment, refund.id).await?;
+            Ok::<_, ComparisonError>(refund_answer_differs(&refund, &answer))
         });
         let mut answers = captures.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
         answers.extend(refunds.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await);
@@ -265,9 +267,27 @@ impl GatewayAgainstPayments {
             }
         }
         match failure {
-            Some(error) if differences.is_empty() => Err(error.into()),
+            Some(error) if differences.is_empty() => Err(error),
             _ => Ok(differences),
         }
+    }
+
+    /// Asks how a capture of ours stands at the gateway.
+    async fn capture_differs(&self, payment: &Payment) -> Result<Option<Found>, ComparisonError> {
+        let answer = self.gateway.query(payment.id).await?;
+        let goes_back = matches!(answer, GatewayState::Refunded(_)) && self.goes_back(payment).await?;
+        Ok(answer_differs(payment, &answer, goes_back))
+    }
+
+    /// Whether a refund of ours returns `payment`, or has returned it.
+    async fn goes_back(&self, payment: &Payment) -> Result<bool, DbFault> {
+        let (order, payment) = (payment.order_id, Some(payment.id));
+        let read = move |connection| async move { refund::all_of(&connection, order).await };
+        let refunds: Result<Vec<Refund>, DbFault> = self.db.read(read).await;
+        Ok(refunds?.iter().any(|refund| {
+            refund.payment_id == payment
+                && matches!(refund.state, RefundState::Approved | RefundState::Succeeded)
+        }))
     }
 
     async fn known(&self, lines: &[StatementLine]) -> Result<Known, DbFault> {
@@ -358,8 +378,7 @@ impl GatewayAgainstPayments {
                 Err(error) => return Err(error.into()),
             }));
         }
-        let answer = self.gateway.query(id).await?;
-        Ok(answer_differs(&payment, &answer).map(|found| found.detail))
+        Ok(self.capture_differs(&payment).await?.map(|found| found.detail))
     }
 
     async fn perform(&self, id: RefundId) -> Result<Option<String>, ComparisonError> {
@@ -396,9 +415,15 @@ impl Comparison for GatewayAgainstPayments {
 
     async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let day = last_day(self.clock.now());
-        match self.gateway.statement(day).await? {
-            Some(lines) => self.against(day, &lines).await,
-            None => self.one_by_one().await,
+        match self.gateway.statement(day).await {
+            Ok(Some(lines)) => self.against(day, &lines).await,
+            Ok(None) => self.one_by_one(self.clock.now() - TimeDelta::days(1)).await,
+            // It is there, and has no statement: not yet, or not for us.
+            Err(refusal @ GatewayError::Refused { .. }) => {
+                warn!(channel = %self.gateway.channel(), %refusal, "There is no statement of {day}, asking one by one");
+                self.one_by_one(begin_of(day)).await
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

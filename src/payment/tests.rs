@@ -27,6 +27,10 @@ use crate::reconciliation::{Comparison, ComparisonError};
 struct Fake {
     lines: Mutex<Vec<StatementLine>>,
     days: Mutex<Vec<NaiveDate>>,
+    /// Why there is no statement.
+    refusal: Mutex<Option<GatewayError>>,
+    /// Payments whose money went back.
+    returned: Mutex<Vec<PaymentId>>,
 }
 
 fn unclear<T>() -> Result<T, GatewayError> {
@@ -48,14 +52,16 @@ impl PaymentGateway for Fake {
     }
 
     async fn query(&self, payment_id: PaymentId) -> Result<GatewayState, GatewayError> {
+        let capture = Capture {
+            transaction_id: format!("t-{payment_id}"),
+            amount_minor: 100,
+            currency: "CNY".parse().unwrap(),
+            payer: None,
+            paid_at: at("2026-06-01T04:00:00Z"),
+        };
         Ok(match payment_id.0 % 2 {
-            0 => GatewayState::Succeeded(Capture {
-                transaction_id: format!("t-{payment_id}"),
-                amount_minor: 100,
-                currency: "CNY".parse().unwrap(),
-                payer: None,
-                paid_at: at("2026-06-01T04:00:00Z"),
-            }),
+            0 if self.returned.lock().unwrap().contains(&payment_id) => GatewayState::Refunded(capture),
+            0 => GatewayState::Succeeded(capture),
             _ => GatewayState::NotFound,
         })
     }
@@ -82,7 +88,10 @@ impl PaymentGateway for Fake {
 
     async fn statement(&self, day: NaiveDate) -> Result<Option<Vec<StatementLine>>, GatewayError> {
         self.days.lock().unwrap().push(day);
-        Ok(Some(self.lines.lock().unwrap().clone()))
+        match self.refusal.lock().unwrap().clone() {
+            Some(refusal) => Err(refusal),
+            None => Ok(Some(self.lines.lock().unwrap().clone())),
+        }
     }
 }
 
@@ -274,4 +283,42 @@ async fn what_a_statement_lacks_is_asked_for() {
         days.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["2026-06-01", "2026-06-02", "2026-05-31"]
     );
+}
+
+#[tokio::test]
+async fn without_a_statement_the_gateway_is_asked_one_by_one() {
+    let books = Books::open().await;
+    for id in [1, 2] {
+        books.payment(id, "succeeded").await;
+    }
+    let refusal = GatewayError::Refused { code: "STATEMENT_CREATING".to_owned(), message: String::new() };
+    *books.gateway.refusal.lock().unwrap() = Some(refusal);
+    // Also in the evening, about all of the day before.
+    for now in ["2026-06-02T02:00:00Z", "2026-06-02T14:00:00Z"] {
+        books.clock.set(at(now));
+        assert_eq!(books.differences().await, [("capture/1".to_owned(), "look_at_it")], "{now}");
+    }
+    // Of a gateway that is down nothing can be asked.
+    *books.gateway.refusal.lock().unwrap() = Some(GatewayError::Unclear("down".to_owned()));
+    assert!(matches!(books.comparison.compare().await, Err(ComparisonError::Outside(_))));
+}
+
+#[tokio::test]
+async fn money_that_went_back_past_us_is_a_difference() {
+    let books = Books::open().await;
+    for id in [2, 4, 6, 8, 10] {
+        books.payment(id, "succeeded").await;
+        books.gateway.returned.lock().unwrap().push(PaymentId(id));
+    }
+    for (id, payment, state) in
+        [(20, 2, "succeeded"), (22, 4, "approved"), (24, 6, "requested"), (26, 8, "failed")]
+    {
+        books.refund(id, payment, state).await;
+    }
+    let mut found = books.differences().await;
+    found.sort();
+    assert_eq!(found, ["capture/10", "capture/6", "capture/8"].map(|of| (of.to_owned(), "look_at_it")));
+    let detail = books.comparison.apply("capture/10").await.unwrap().unwrap();
+    assert!(detail.contains("given back"), "{detail}");
+    assert_eq!(books.comparison.apply("capture/2").await.unwrap(), None);
 }

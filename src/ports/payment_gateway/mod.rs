@@ -310,8 +310,8 @@ pub trait PaymentGateway: Send + Sync + fmt::Debug {
     /// The answer to a notice that was kept; any other answer makes the gateway repeat it.
     fn acknowledge(&self) -> Acknowledgement;
 
-    /// What moved on `day`, by the gateway's own calendar. None if this gateway gives no statement that can be read:
-    /// then compare payment by payment, with [`query`](PaymentGateway::query).
+    /// What moved on `day`, by the gateway's own calendar. None if this gateway gives no statement that can be read, and
+    /// refused if it gives none of `day`: then compare payment by payment, with [`query`](PaymentGateway::query).
     async fn statement(&self, _day: NaiveDate) -> Result<Option<Vec<StatementLine>>, GatewayError> {
         Ok(None)
     }

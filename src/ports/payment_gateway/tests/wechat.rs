@@ -440,6 +440,11 @@ async fn a_statement_lists_what_moved() {
     assert!(matches!(fake.gateway().statement(day).await, Err(GatewayError::Unclear(_))));
     let fake = FakeWechat::answering(vec![problem(400, "NO_STATEMENT_EXIST")]);
     assert_eq!(fake.gateway().statement(day).await, Ok(Some(Vec::new())));
+    for (status, code) in [(400, "STATEMENT_CREATING"), (403, "NO_AUTH"), (404, "RESOURCE_NOT_EXISTS")] {
+        let fake = FakeWechat::answering(vec![problem(status, code)]);
+        let refused = fake.gateway().statement(day).await;
+        assert!(matches!(refused, Err(GatewayError::Refused { .. })), "{refused:?}");
+    }
 }
 
 /// A statement lists every refund that was asked for, also those whose money stays with the merchant.

@@ -21,7 +21,8 @@ struct Bill {
     download_url: String,
 }
 
-/// Asks for the statement of `day`. A day without payments has an empty one.
+/// Asks for the statement of `day`. None exists of a day on which nothing moved, which is an empty one to us; one that is
+/// not ready is refused.
 pub(super) async fn fetch(api: &Api, day: NaiveDate) -> Result<Vec<StatementLine>, GatewayError> {
     let path = format!("/v3/bill/tradebill?bill_date={day}&bill_type=ALL");
     let bill: Bill = match api.call(Method::GET, &path, None).await {

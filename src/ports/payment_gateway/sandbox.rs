@@ -223,7 +223,11 @@ impl PaymentGateway for Sandbox {
         Channel::Sandbox
     }
 
+    /// `pay_url`, on this server. There is no other way to pay.
     async fn create(&self, order: &PaymentOrder) -> Result<PaymentParams, GatewayError> {
+        if let Some(mode) = order.mode {
+            return Err(GatewayError::Unfit(format!("the sandbox has no mode {mode}")));
+        }
         self.ledger().payment(order.payment_id);
         let url = format!("/pay/sandbox/{}", order.payment_id);
         Ok(PaymentParams::from_iter([("pay_url".to_owned(), Value::String(url))]))

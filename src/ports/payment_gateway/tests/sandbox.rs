@@ -112,6 +112,16 @@ async fn what_is_not_known_was_not_paid() {
 }
 
 #[actix_web::test]
+async fn there_is_one_way_to_pay() {
+    let sandbox = sandbox();
+    for mode in PaymentMode::ALL {
+        let refused = sandbox.create(&PaymentOrder { mode: Some(*mode), ..order(7) }).await;
+        assert!(matches!(refused, Err(GatewayError::Unfit(_))), "{mode}: {refused:?}");
+    }
+    assert_eq!(sandbox.query(PaymentId(7)).await, Ok(GatewayState::NotFound));
+}
+
+#[actix_web::test]
 async fn a_payment_is_made_once_and_given_back_once() {
     let (sandbox, order) = (sandbox(), order(7));
     for _ in 0..2 {

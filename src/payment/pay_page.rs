@@ -17,13 +17,13 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::model::PaymentState;
-use super::service::{NoticeError, PaymentService, Wish, payment_order};
+use super::service::{NoticeError, PaymentError, PaymentService, Wish, payment_order};
 use crate::error::{ApiError, Code};
 use crate::http::{ApiResult, PathId, RawBody};
 use crate::ids::PaymentId;
 use crate::ports::payment_gateway::sandbox::{PayChoice, SIGNATURE, Sandbox, Signal};
 use crate::ports::payment_gateway::sandbox_page::{Shown, page};
-use crate::ports::payment_gateway::{Channel, NoticeHeaders, PaymentOrder};
+use crate::ports::payment_gateway::{Channel, GatewayState, NoticeHeaders, PaymentGateway, PaymentOrder};
 use crate::refusals;
 
 refusals!(PageRefusals: DependencyUnavailable);
@@ -58,10 +58,20 @@ pub(crate) async fn pay(
     body: RawBody<256>,
 ) -> ApiResult<HttpResponse> {
     let choice = form(&req, &body.0)?.choice;
-    let (sandbox, order, _) = find(&payments, id.0).await?;
+    let (sandbox, order, state) = find(&payments, id.0).await?;
+    if state == PaymentState::Succeeded {
+        return Ok(html(page(&order, Shown::Paid)));
+    }
     let signals = sandbox.pay(&order, choice, payments.clock().now());
     if signals.is_empty() {
-        return Ok(html(page(&order, Shown::TooLate)));
+        // The shop may not know yet that it was paid.
+        let shown = match sandbox.query(id.0).await.map_err(PaymentError::from)? {
+            GatewayState::Succeeded(_) | GatewayState::Refunded(_) => Shown::Paid,
+            GatewayState::NotFound | GatewayState::Pending | GatewayState::Failed | GatewayState::Closed => {
+                Shown::TooLate
+            }
+        };
+        return Ok(html(page(&order, shown)));
     }
     let (now, later): (Vec<Signal>, Vec<Signal>) =
         signals.into_iter().partition(|signal| signal.delay.is_zero());

@@ -73,7 +73,9 @@ async fn a_customer_pays_on_the_page(app: &TestApp) {
     order_of(&alice, &order).becomes("paid").await;
     // Who comes back sees that, and pays nothing again.
     assert!(show(app, &path).await.2.contains("It is paid."));
-    choose(app, &path, "succeed").await;
+    for choice in ["succeed", "fail", "late", "twice"] {
+        assert!(choose(app, &path, choice).await.contains("It is paid."), "{choice}");
+    }
     app.is_quiet().await;
     assert_eq!(alice.get(&format!("/orders/{order}")).await.is(200)["version"], 2);
 }

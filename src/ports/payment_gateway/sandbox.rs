@@ -149,7 +149,7 @@ impl Sandbox {
         format!("t={time},v1={hex}")
     }
 
-    /// The customer pays, or does not. What comes back is to be told to the shop; nothing if it is too late to pay.
+    /// The customer pays, or does not. What comes back is to be told to the shop; nothing if it is too late for that.
     pub fn pay(&self, order: &PaymentOrder, choice: PayChoice, now: Timestamp) -> Vec<Signal> {
         let PaymentOrder { payment_id, amount_minor, expires_at, .. } = order;
         let transaction_id = format!("sandbox-{payment_id}");
@@ -168,10 +168,12 @@ impl Sandbox {
         let mut ledger = self.ledger();
         let payment = ledger.payment(*payment_id);
         let too_late = matches!(payment.standing, Standing::Closed) || until_due.is_zero();
+        let paid = matches!(payment.standing, Standing::Paid(_));
         match choice {
             // Taken when it is told.
             PayChoice::Late => vec![signal(PayResult::Success, until_due + LATE_BY)],
             PayChoice::Succeed | PayChoice::Fail | PayChoice::Twice if too_late => Vec::new(),
+            PayChoice::Fail if paid => Vec::new(),
             PayChoice::Succeed => {
                 payment.capture(capture);
                 vec![success]

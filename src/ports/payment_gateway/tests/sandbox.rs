@@ -161,6 +161,14 @@ async fn a_closed_payment_can_only_be_made_late() {
 }
 
 #[actix_web::test]
+async fn a_payment_that_was_made_cannot_fail() {
+    let (sandbox, order) = (sandbox(), order(7));
+    sandbox.pay(&order, PayChoice::Succeed, now());
+    assert_eq!(sandbox.pay(&order, PayChoice::Fail, now()), []);
+    assert!(matches!(sandbox.query(PaymentId(7)).await, Ok(GatewayState::Succeeded(_))));
+}
+
+#[actix_web::test]
 async fn a_failure_is_told_and_the_customer_may_try_again() {
     let (sandbox, order) = (sandbox(), order(7));
     let failed = &sandbox.pay(&order, PayChoice::Fail, now())[0];

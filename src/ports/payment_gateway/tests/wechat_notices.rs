@@ -60,6 +60,14 @@ fn a_notice_is_verified_and_decrypted() {
     assert_eq!(gateway().acknowledge().status, 200);
 }
 
+/// As when it is asked for.
+#[test]
+fn what_was_given_back_already_is_not_paid() {
+    let body = notice_of("TRANSACTION.SUCCESS", &transaction("REFUND"), API_KEY);
+    let NoticeKind::Failed { reason } = told(&PLATFORM, SERIAL, &body).unwrap().kind else { panic!() };
+    assert!(reason.contains("1217752501201407033233368018") && reason.contains("given back"), "{reason}");
+}
+
 #[test]
 fn a_refund_has_a_notice_of_its_own() {
     let resource = |status: &str| {

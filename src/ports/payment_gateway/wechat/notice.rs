@@ -94,8 +94,11 @@ fn payment(
         return Err(NoticeRefusal::WrongMerchant("another appid or mchid".to_owned()));
     }
     let kind = match transaction.state().map_err(NoticeRefusal::Malformed)? {
-        // What was given back is told by a notice of its own.
-        GatewayState::Succeeded(capture) | GatewayState::Refunded(capture) => NoticeKind::Paid(capture),
+        GatewayState::Succeeded(capture) => NoticeKind::Paid(capture),
+        // It pays for nothing. Whether it was us who gave it back is told by a notice of its own.
+        GatewayState::Refunded(capture) => NoticeKind::Failed {
+            reason: format!("{} was captured and given back at the gateway", capture.transaction_id),
+        },
         GatewayState::Pending | GatewayState::NotFound => NoticeKind::Pending,
         GatewayState::Closed => NoticeKind::Closed,
         GatewayState::Failed => {

@@ -14,7 +14,7 @@ use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::catalog::reconcile::GoodsAgainstLedger;
 use crate::catalog::reconcile_orders::GoodsAgainstOrders;
 use crate::catalog::{self, CartService, CatalogService};
-use crate::config::{Config, ShippingConfig};
+use crate::config::{BusConfig, Config, ShippingConfig};
 use crate::coupon::jobs::coupon_expiry;
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
@@ -185,12 +185,13 @@ impl Modules {
     /// Everything that should agree with something else.
     pub fn reconciliation(&self, ground: &Ground) -> ReconciliationService {
         let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
+        let embedded = matches!(self.config.bus, BusConfig::Embedded);
         let mut comparisons: Vec<Box<dyn Comparison>> = vec![
             Box::new(TotalAgainstBlocks(db.clone())),
             Box::new(BlocksAgainstTakes(db.clone())),
             Box::new(ProjectionAgainstBlocks(db.clone())),
             Box::new(CommittedAgainstSent(db.clone())),
-            Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &self.groups(ground))),
+            Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &self.groups(ground), embedded)),
             Box::new(GoodsAgainstLedger(db.clone())),
             Box::new(AccountsAgainstEntries(db.clone())),
             Box::new(GoodsAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),

@@ -38,12 +38,14 @@ pub struct SentAgainstApplied {
     db: Database,
     ids: Ids,
     groups: Vec<GroupSpec>,
+    /// Whether the embedded bus is in use: what another one left in its queues is not on its way.
+    embedded: bool,
 }
 
 impl SentAgainstApplied {
-    /// For those of `groups` that keep a log.
-    pub fn new(db: Database, ids: Ids, groups: &Groups) -> Self {
-        Self { db, ids, groups: groups.logged() }
+    /// For those of `groups` that keep a log; `embedded` if they are delivered to by the embedded bus.
+    pub fn new(db: Database, ids: Ids, groups: &Groups, embedded: bool) -> Self {
+        Self { db, ids, groups: groups.logged(), embedded }
     }
 
     async fn page(&self, after: (i64, i64), until: i64) -> Result<Vec<outbox::Model>, DbFault> {
@@ -82,9 +84,15 @@ impl SentAgainstApplied {
         if wanted.is_empty() {
             return Ok(wanted);
         }
-        let ids = wanted.iter().map(|event| event.id).collect();
-        let known = self.db.read(move |connection| async move { known(&connection, group, row, ids).await });
-        let known = known.await?;
+        let ids: Vec<EventId> = wanted.iter().map(|event| event.id).collect();
+        let embedded = self.embedded;
+        let known = self.db.read(move |connection| async move {
+            if embedded && is_queued(&connection, group, row).await? {
+                return Ok(ids.into_iter().collect());
+            }
+            known(&connection, group, ids).await
+        });
+        let known: HashSet<EventId> = known.await?;
         wanted.retain(|event| !known.contains(&event.id));
         Ok(wanted)
     }
@@ -106,19 +114,20 @@ fn read(row: &outbox::Model) -> Result<Vec<Envelope>, serde_json::Error> {
     events::read(&row.events, row.traceparent.as_deref())
 }
 
-/// Which of `events`, all of the outbox row `row`, `group` has applied, is to apply, or could not apply.
+/// Whether the embedded bus has still to hand the outbox row `row` to `group`.
+async fn is_queued(connection: &impl ConnectionTrait, group: GroupSpec, row: i64) -> Result<bool, DbFault> {
+    let queued = queued_events::Entity::find_by_id((group.name.to_owned(), row));
+    Ok(queued.one(connection).await?.is_some())
+}
+
+/// Which of `events` `group` has applied, is to apply, or could not apply.
 async fn known(
     connection: &impl ConnectionTrait,
     group: GroupSpec,
-    row: i64,
     events: Vec<EventId>,
 ) -> Result<HashSet<EventId>, DbFault> {
     const TABLES: [&str; 3] = ["consumer_log", "parked_event", "dead_letter"];
     let backend = connection.get_database_backend();
-    let queued = queued_events::Entity::find_by_id((group.name.to_owned(), row));
-    if queued.one(connection).await?.is_some() {
-        return Ok(events.into_iter().collect());
-    }
     let mut known = HashSet::new();
     for table in TABLES {
         let ids = Rows::new().column("id", Column::Big(events.iter().map(|event| event.0).collect()));

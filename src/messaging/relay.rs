@@ -3,11 +3,14 @@
 //! One relay works for all nodes, under a lease, because two would mix up the order of an aggregate's events. It looks
 //! for rows without `sent_at`, never behind a high-water mark: a row can commit after one with a greater id (RELIABILITY
 //! R18). A relay that dies between publishing and marking leaves rows that are published again: at least once.
+//!
+//! When `bus` is no longer the embedded one, what is still in its queues is published again on the other: nobody reads
+//! those queues any more, and whoever has applied an event already knows it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use entities::outbox;
+use entities::{outbox, queued_events};
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, Iterable, QueryFilter, QueryOrder,
@@ -19,13 +22,16 @@ use tracing::{info, warn};
 
 use super::parking::micros;
 use crate::db::bulk::{self, Column, Rows};
-use crate::db::{self, Database, DbFault};
+use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::BatchId;
 use crate::lease::Lease;
 use crate::ports::event_bus::{Committed, EventBus, PublishError};
 
 /// Rows that are published together.
 const PAGE: u64 = 64;
+
+/// Queue entries that are given back together.
+const QUEUE_PAGE: u64 = 500;
 
 /// How far apart pages are that are not full: each is marked by a commit, which under load the takes wait for, while
 /// what comes after a pause goes at once.
@@ -78,10 +84,18 @@ impl Relay {
 
     async fn relay_until(&self, stop: &CancellationToken) {
         let mut pause = Duration::ZERO;
+        let mut queues_empty = self.bus.queues_rows();
         while !stop.is_cancelled() {
             let (before, next_page) = (pause, Instant::now() + STRIDE);
+            let relay_page = async {
+                if !queues_empty {
+                    self.empty_queues().await.map_err(|fault| fault.to_string())?;
+                    queues_empty = true;
+                }
+                self.relay_page().await
+            };
             let relayed = tokio::select! {
-                relayed = self.relay_page() => relayed,
+                relayed = relay_page => relayed,
                 // What is published and not marked is published again.
                 () = time_is_up(stop) => return,
             };
@@ -113,6 +127,25 @@ impl Relay {
                 info!("Events leave the outbox again");
             }
         }
+    }
+
+    /// Gives what the embedded bus has queued back to the outbox, because another bus is in use.
+    async fn empty_queues(&self) -> Result<(), DbFault> {
+        let mut entries = 0;
+        loop {
+            let page = self.db.transaction(|tx| async move { unqueue(&tx).await }).await?;
+            if page == 0 {
+                break;
+            }
+            entries += page;
+        }
+        if entries > 0 {
+            info!(
+                entries,
+                "Events of {entries} entries in the queues of the embedded bus are published again"
+            );
+        }
+        Ok(())
     }
 
     /// Publishes the oldest rows that are due; answers how many there were.
@@ -157,7 +190,7 @@ impl Relay {
     }
 
     async fn unsent(&self) -> Result<Vec<outbox::Model>, DbFault> {
-        let whole = self.bus.reads_events();
+        let whole = !self.bus.queues_rows();
         let read = move |connection: DatabaseConnection| async move {
             let now = db::now_micros(&connection).await?;
             let due = outbox::Column::RetryAt.is_null().or(outbox::Column::RetryAt.lte(now));
@@ -206,20 +239,23 @@ impl Relay {
         marking.await
     }
 
-    /// The backlog as metrics: its age says what its size does not. Whether or not this node is the relay, because the
+    /// The backlogs as metrics: an age says what its size does not. Whether or not this node is the relay, because the
     /// last numbers of one that was would stay; for the same reason they are no numbers if the database cannot tell.
     async fn measure_until(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
-            let measured = self.backlog().await.map(|(rows, age)| (rows as f64, age.as_secs_f64()));
-            let (rows, age) = measured.unwrap_or((f64::NAN, f64::NAN));
+            let (rows, age) = numbers(self.unsent_backlog().await);
             metrics::gauge!("tombola_outbox_unsent_rows").set(rows);
             metrics::gauge!("tombola_outbox_oldest_unsent_age_seconds").set(age);
+            // Here, not where groups are measured: that nobody consumes is what it must tell.
+            let (rows, age) = numbers(self.queue_backlog().await);
+            metrics::gauge!("tombola_embedded_queue_rows").set(rows);
+            metrics::gauge!("tombola_embedded_queue_oldest_age_seconds").set(age);
             stop.run_until_cancelled(tokio::time::sleep(MEASURE_EVERY)).await;
         }
     }
 
     /// How many rows are unsent, and how old the oldest is.
-    async fn backlog(&self) -> Result<(i64, Duration), DbFault> {
+    async fn unsent_backlog(&self) -> Result<(i64, Duration), DbFault> {
         let read = |connection: DatabaseConnection| async move {
             let now = db::now_micros(&connection).await?;
             let row = outbox::Entity::find()
@@ -227,18 +263,106 @@ impl Relay {
                 .column_as(outbox::Column::Id.count(), "rows")
                 .column_as(outbox::Column::CreatedAt.min(), "oldest")
                 .filter(outbox::Column::SentAt.is_null())
-                .into_tuple::<(i64, Option<i64>)>()
+                .into_tuple()
                 .one(&connection)
                 .await?;
-            let (rows, oldest) = row.unwrap_or_default();
-            let age = Ord::max(now - oldest.unwrap_or(now), 0).unsigned_abs();
-            Ok((rows, Duration::from_micros(age)))
+            Ok(backlog(row, now))
+        };
+        self.db.read(read).await
+    }
+
+    /// How many entries the queues of the embedded bus have, and how old the oldest is.
+    async fn queue_backlog(&self) -> Result<(i64, Duration), DbFault> {
+        let read = |connection: DatabaseConnection| async move {
+            let now = db::now_micros(&connection).await?;
+            let row = queued_events::Entity::find()
+                .select_only()
+                .column_as(queued_events::Column::OutboxId.count(), "rows")
+                .column_as(queued_events::Column::QueuedAt.min(), "oldest")
+                .into_tuple()
+                .one(&connection)
+                .await?;
+            Ok(backlog(row, now))
         };
         self.db.read(read).await
     }
 }
 
+/// Makes the rows of some entries of one queue unsent, and removes these entries; answers how many.
+async fn unqueue(tx: &Tx) -> Result<usize, DbFault> {
+    let entries: Vec<(String, i64)> = queued_events::Entity::find()
+        .select_only()
+        .columns([queued_events::Column::GroupName, queued_events::Column::OutboxId])
+        .order_by_asc(queued_events::Column::GroupName)
+        .order_by_asc(queued_events::Column::OutboxId)
+        .limit(QUEUE_PAGE)
+        .into_tuple()
+        .all(tx)
+        .await?;
+    let Some((group, _)) = entries.first() else { return Ok(0) };
+    let ids: Vec<i64> = entries.iter().filter(|(name, _)| name == group).map(|(_, id)| *id).collect();
+    let backend = tx.get_database_backend();
+    let rows = Rows::new().column("queued", Column::Big(ids.clone()));
+    let unsend =
+        bulk::update(backend, "outbox", "sent_at = NULL, retry_at = NULL, attempts = 0", "id = r.queued");
+    tx.execute_raw(rows.statement(backend, &unsend, [])).await?;
+    let count = ids.len();
+    queued_events::Entity::delete_many()
+        .filter(queued_events::Column::GroupName.eq(group))
+        .filter(queued_events::Column::OutboxId.is_in(ids))
+        .exec(tx)
+        .await?;
+    Ok(count)
+}
+
+/// A count and an age from a count and a time.
+fn backlog(row: Option<(i64, Option<i64>)>, now: i64) -> (i64, Duration) {
+    let (rows, oldest) = row.unwrap_or_default();
+    let age = Ord::max(now - oldest.unwrap_or(now), 0).unsigned_abs();
+    (rows, Duration::from_micros(age))
+}
+
+/// No numbers if the database cannot tell.
+fn numbers(measured: Result<(i64, Duration), DbFault>) -> (f64, f64) {
+    measured.map_or((f64::NAN, f64::NAN), |(rows, age)| (rows as f64, age.as_secs_f64()))
+}
+
 async fn time_is_up(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(LAST_PAGE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::ActiveValue::Set;
+
+    use super::*;
+    use crate::activity::tests::Story;
+    use crate::ports::event_bus::embedded::EmbeddedBus;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_nobody_takes_out_of_the_queues_is_measured() {
+        let story = Story::begin().await;
+        let bus = Arc::new(EmbeddedBus::new(story.db.clone(), 1, &[]));
+        let relay = Relay::new(story.db.clone(), bus, 1, Duration::from_secs(1));
+        assert_eq!(relay.queue_backlog().await.unwrap(), (0, Duration::ZERO));
+        let now = story.db.now_micros().await.unwrap();
+        let entry = |id, queued_at| queued_events::ActiveModel {
+            group_name: Set("stock".to_owned()),
+            outbox_id: Set(id),
+            queued_at: Set(queued_at),
+        };
+        let entries = [entry(1, now - 3_600_000_000), entry(2, now)];
+        let filling = story.db.transaction(move |tx| {
+            let entries = entries.clone();
+            async move {
+                let filling = queued_events::Entity::insert_many(entries);
+                Ok::<_, DbFault>(filling.exec_without_returning(&tx).await.map(drop)?)
+            }
+        });
+        filling.await.unwrap();
+        let (rows, age) = relay.queue_backlog().await.unwrap();
+        assert_eq!(rows, 2);
+        assert!(age >= Duration::from_hours(1), "{age:?}");
+    }
 }

@@ -1,10 +1,17 @@
 //! The contract of the event bus and of consumer groups, on both buses and all databases.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tombola::messaging::catalogue::EventType::{self, *};
+use tombola::messaging::consumer::Group;
 use tombola::messaging::groups::Groups;
+use tombola::messaging::reconcile::SentAgainstApplied;
+use tombola::messaging::relay::Relay;
 use tombola::ports::event_bus::GroupSpec;
+use tombola::ports::event_bus::embedded::EmbeddedBus;
+use tombola::reconciliation::Comparison;
 
 use crate::support::spine::{Bus, Mood, Spine, spec};
 use crate::support::{Engine, eventually};
@@ -42,6 +49,7 @@ promises!(
     two_nodes_share_a_group,
     every_node_hears_a_broadcast,
     an_event_that_was_lost_is_found_and_delivered_again,
+    what_the_embedded_bus_had_queued_is_delivered_by_the_next_bus,
 );
 
 const TAKEN: &[EventType] = &[ActivityTaken];
@@ -246,10 +254,9 @@ async fn two_nodes_share_a_group(spine: &Spine) {
 }
 
 async fn every_node_hears_a_broadcast(spine: &Spine) {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use futures_util::FutureExt;
-    use tokio_util::sync::CancellationToken;
     use tombola::ports::event_bus::{Heard, Listener};
 
     let nodes = [spine.node(vec![]), spine.node(vec![])];
@@ -284,17 +291,18 @@ async fn every_node_hears_a_broadcast(spine: &Spine) {
     }
 }
 
-async fn an_event_that_was_lost_is_found_and_delivered_again(spine: &Spine) {
-    use tombola::messaging::reconcile::SentAgainstApplied;
-    use tombola::reconciliation::Comparison;
+fn sent_against_applied(spine: &Spine, groups: Vec<Group>) -> SentAgainstApplied {
+    let (db, ids) = (spine.db.clone(), spine.cluster.ids().clone());
+    SentAgainstApplied::new(db, ids, &Groups::new(groups), spine.vhost.is_none())
+}
 
+async fn an_event_that_was_lost_is_found_and_delivered_again(spine: &Spine) {
     let groups = || vec![spine.recorder(spec("taken", TAKEN)), spine.recorder(spec("all", ALL))];
     let node = spine.node(groups());
     let ids = spine.commit(&[(ActivityTaken, "7", None); 5]).await;
     spine.has_applied("taken", &ids).await;
     spine.has_applied("all", &ids).await;
-    let comparison =
-        SentAgainstApplied::new(spine.db.clone(), spine.cluster.ids().clone(), &Groups::new(groups()));
+    let comparison = sent_against_applied(spine, groups());
     // Sent eleven minutes ago: long enough to be missed.
     spine.execute("UPDATE outbox SET sent_at = sent_at - 660000000").await;
     eventually(async || spine.is_quiet().await).await;
@@ -323,4 +331,33 @@ async fn an_event_that_was_lost_is_found_and_delivered_again(spine: &Spine) {
     assert_eq!(differences.len(), 1, "{differences:#?}");
     assert_eq!(differences[0].action, tombola::reconciliation::LOOK_AT_IT);
     assert!(comparison.apply(&differences[0].subject).await.unwrap().unwrap().contains("cannot be read"));
+}
+
+async fn what_the_embedded_bus_had_queued_is_delivered_by_the_next_bus(spine: &Spine) {
+    let groups = || vec![spine.recorder(spec("taken", TAKEN)), spine.recorder(spec("all", ALL))];
+    const ROWS: usize = 20;
+    let mut ids = Vec::new();
+    for _ in 0..ROWS {
+        ids.extend(spine.commit(&[(ActivityTaken, "7", None)]).await);
+    }
+    let specs: Vec<GroupSpec> = groups().iter().map(|group| group.spec).collect();
+    let embedded = Arc::new(EmbeddedBus::new(spine.db.clone(), 1, &specs));
+    let stop = CancellationToken::new();
+    let relay = Relay::new(spine.db.clone(), embedded, 1, Duration::from_millis(20));
+    let relaying = tokio::spawn(relay.run(stop.clone()));
+    eventually(async || spine.queued().await == 2 * ROWS as u64).await;
+    stop.cancel();
+    relaying.await.unwrap();
+
+    // Sent eleven minutes ago: what another bus will never deliver is missing.
+    spine.execute("UPDATE outbox SET sent_at = sent_at - 660000000").await;
+    let comparison = sent_against_applied(spine, groups());
+    assert_eq!(comparison.compare().await.unwrap().is_empty(), spine.vhost.is_none());
+
+    let node = spine.node(groups());
+    spine.has_applied("taken", &ids).await;
+    spine.has_applied("all", &ids).await;
+    eventually(async || spine.is_quiet().await).await;
+    assert_eq!(comparison.compare().await.unwrap(), []);
+    node.stop().await;
 }

@@ -176,8 +176,8 @@ impl EmbeddedBus {
 #[async_trait]
 impl EventBus for EmbeddedBus {
     /// Whoever takes an entry in reads its events.
-    fn reads_events(&self) -> bool {
-        false
+    fn queues_rows(&self) -> bool {
+        true
     }
 
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {

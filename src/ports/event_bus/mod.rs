@@ -129,9 +129,10 @@ pub enum PublishError {
 /// Carries committed events to those who listen. Clones of the implementations share their connections.
 #[async_trait]
 pub trait EventBus: Send + Sync + fmt::Debug {
-    /// Whether [`publish`](EventBus::publish) reads the events, and not only which rows have which types.
-    fn reads_events(&self) -> bool {
-        true
+    /// Whether it queues whole outbox rows in the database, in `queued_events`: then
+    /// [`publish`](EventBus::publish) reads only which rows have which types, not their events.
+    fn queues_rows(&self) -> bool {
+        false
     }
 
     /// Stores all events of each row for every group that wants them; answers for each row. An error leaves open which

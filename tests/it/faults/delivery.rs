@@ -258,6 +258,10 @@ impl Sink for Deadly {
 
 #[async_trait]
 impl EventBus for Dying {
+    fn queues_rows(&self) -> bool {
+        self.bus.queues_rows()
+    }
+
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
         self.bus.publish(rows).await
     }

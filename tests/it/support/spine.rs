@@ -333,6 +333,11 @@ impl Spine {
         .await
     }
 
+    /// How many entries the queues of the embedded bus have.
+    pub(crate) async fn queued(&self) -> u64 {
+        self.read(async |connection| queued_events::Entity::find().count(connection).await.unwrap()).await
+    }
+
     pub(crate) async fn letters(&self) -> Vec<dead_letter::Model> {
         self.read(async |connection| {
             dead_letter::Entity::find().order_by_asc(dead_letter::Column::Id).all(connection).await.unwrap()

@@ -1,4 +1,4 @@
-//! Which event was applied by which consumer group: written in the transaction of the effect.
+//! Which event was applied by which consumer group, written in the transaction of the effect, or is not to be applied.
 
 use sea_orm::entity::prelude::*;
 

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use entities::{dead_letter, parked_event};
 use sea_orm::ActiveValue::Set;
 use sea_orm::EntityTrait;
-use tracing::error;
+use tracing::{error, info};
 
 use super::dead_letter::{BodyEncoding, LetterState, find};
 use super::envelope::Undecodable;
@@ -140,9 +140,29 @@ impl Sink for Cemetery {
     }
 }
 
-/// Writes `letter`, in the place of the one about the same message if there is one.
+/// Writes `letter`, in the place of the one about the same message if there is one; if that one is discarded it stays so.
 async fn keep(tx: &Tx, ids: &Ids, letter: dead_letter::ActiveModel, now: i64) -> Result<(), DbFault> {
     let group = letter.group_name.as_ref().clone();
+    let before = find(tx, &group, letter.message_key.as_ref()).await?;
+    if let Some(before) = &before
+        && before.state == LetterState::Discarded.word()
+    {
+        info!(
+            group,
+            dead_letter.id = before.id,
+            "What dead letter {} holds came again; it is discarded",
+            before.id
+        );
+        let again = dead_letter::ActiveModel {
+            id: Set(before.id),
+            error: letter.error,
+            attempts: letter.attempts,
+            died_at: Set(now),
+            ..Default::default()
+        };
+        dead_letter::Entity::update(again).exec(tx).await?;
+        return Ok(());
+    }
     error!(
         group,
         key = letter.message_key.as_ref(),
@@ -159,7 +179,7 @@ async fn keep(tx: &Tx, ids: &Ids, letter: dead_letter::ActiveModel, now: i64) ->
         settled_at: Set(None),
         ..letter
     };
-    match find(tx, &group, waiting.message_key.as_ref()).await? {
+    match before {
         Some(before) => {
             let first_failed_at = Set(before.first_failed_at);
             let again = dead_letter::ActiveModel { id: Set(before.id), first_failed_at, ..waiting };

@@ -20,16 +20,16 @@ use super::cemetery::Cemetery;
 use super::dead_letter;
 use super::envelope::{Envelope, Undecodable};
 use super::parking::{self, Retries};
-use crate::db::bulk::{self, Column, Rows};
+use crate::db::bulk::{self, Column, Rows, insert_if_absent, statement};
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
 use crate::faults;
-use crate::ids::Ids;
+use crate::ids::{EventId, Ids};
 use crate::jobs::{Log, Stamp};
 use crate::ports::clock::to_micros;
 use crate::ports::event_bus::{Delivery, EventBus, GroupSpec, Sink, SinkUnavailable};
 use crate::trace;
 
-/// What was applied, each event kept for a day longer than `kept_for`, so that what is in the outbox is in the log; as
+/// What was applied or discarded, each event kept for a day longer than `kept_for`, so that what is in the outbox is in the log; as
 /// long as one lies in the dead letters its note stays, so that a replay does not apply it twice.
 ///
 /// `consumer_position` is no log: it has one row per aggregate, and without it an old event would pass for the latest.
@@ -120,7 +120,8 @@ pub enum Effect {
 pub enum Repeats {
     /// The consumer log.
     Logged,
-    /// Nothing: applying it again does no harm, because the effect follows from other rows.
+    /// Nothing: applying it again does no harm, because the effect follows from other rows. Only what was discarded is
+    /// in the log.
     Harmless,
 }
 
@@ -150,7 +151,7 @@ impl Group {
         }
     }
 
-    /// For an effect that follows from other rows: repeats are applied again, and no log is kept.
+    /// For an effect that follows from other rows: repeats are applied again, and what was applied is not logged.
     #[must_use]
     pub fn harmless_repeats(self) -> Self {
         Self { repeats: Repeats::Harmless, ..self }
@@ -353,10 +354,7 @@ async fn apply(
     parked: Option<Parked>,
 ) -> Result<Applied, HandlerError> {
     let mut applied = Applied::default();
-    let mut fresh: Vec<Envelope> = match group.repeats {
-        Repeats::Logged => unknown(tx, group.spec.name, events).await?,
-        Repeats::Harmless => events.to_vec(),
-    };
+    let mut fresh = unknown(tx, group.spec.name, events).await?;
     applied.known = events.len() - fresh.len();
     if group.repeats == Repeats::Logged {
         note(tx, group.spec.name, &fresh, parked.map_or(0, |parked| parked.attempts) + 1).await?;
@@ -407,6 +405,24 @@ async fn note(tx: &Tx, group: &str, events: &[Envelope], attempts: i32) -> Resul
     let oldest = events.iter().map(|event| to_micros(event.time)).min().unwrap_or(now);
     let delay = Duration::from_micros((now - oldest).max(0).unsigned_abs());
     metrics::histogram!("tombola_event_delay_seconds").record(delay);
+    Ok(())
+}
+
+/// Notes an event that is not to be applied, so that it is known when it comes again.
+pub(super) async fn note_discarded(
+    tx: &Tx,
+    group: &str,
+    event: EventId,
+    event_type: &str,
+    attempts: i32,
+) -> Result<(), DbFault> {
+    let (backend, now) = (tx.get_database_backend(), db::now_micros(tx).await?);
+    let note = insert_if_absent(
+        backend,
+        "INTO consumer_log (group_name, event_id, event_type, applied_at, attempts) VALUES (?, ?, ?, ?, ?)",
+    );
+    let values = [group.into(), event.0.into(), event_type.into(), now.into(), attempts.into()];
+    tx.execute_raw(statement(backend, &note, values)).await?;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 use utoipa::ToSchema;
 
+use super::consumer;
 use super::envelope::{self, Envelope};
 use super::parking;
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
@@ -330,8 +331,8 @@ impl DeadLetters {
         }
     }
 
-    /// Decides that a waiting letter is not to be applied, for `reason`. One that is discarded stays so, for the reason
-    /// it has.
+    /// Decides that a waiting letter is not to be applied, for `reason`: its event counts as applied, should it come
+    /// again. One that is discarded stays so, for the reason it has.
     pub async fn discard(
         &self,
         id: DeadLetterId,
@@ -345,21 +346,33 @@ impl DeadLetters {
                 let row = locked(&tx, id).await?;
                 match row.state.parse()? {
                     LetterState::Waiting => {}
-                    LetterState::Discarded => return Ok(row.try_into()?),
+                    LetterState::Discarded => return Ok((row.try_into()?, false)),
                     state @ (LetterState::Replaying | LetterState::Applied) => {
                         return Err(DeadLetterError::Moved(state));
                     }
+                }
+                if let Some(event) = row.event_id {
+                    consumer::note_discarded(
+                        &tx,
+                        &row.group_name,
+                        EventId(event),
+                        &row.event_type,
+                        row.attempts,
+                    )
+                    .await?;
                 }
                 let mut row = row.into_active_model();
                 row.state = Set(LetterState::Discarded.word().to_owned());
                 row.reason = Set(Some(reason));
                 row.settled_at = Set(Some(db::now_micros(&tx).await?));
-                Ok(update(&tx, row).await?)
+                Ok((update(&tx, row).await?, true))
             }
         });
-        let discarded = discarding.await?;
-        info!(dead_letter.id = %id, user.id = %by, reason, "Dead letter {id} is discarded: {reason}");
-        Ok(discarded)
+        let (letter, is_new) = discarding.await?;
+        if is_new {
+            info!(dead_letter.id = %id, user.id = %by, reason, "Dead letter {id} is discarded: {reason}");
+        }
+        Ok(letter)
     }
 }
 

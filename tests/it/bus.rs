@@ -39,6 +39,7 @@ macro_rules! promises {
 promises!(
     a_group_applies_its_events_once,
     a_poisonous_event_takes_no_neighbour_with_it,
+    what_was_discarded_is_not_applied_when_it_comes_again,
     a_panic_is_a_failure_of_one_event,
     who_is_held_up_by_others_waits_and_is_not_given_up_at_once,
     an_ordered_group_keeps_the_order_of_a_subject,
@@ -123,6 +124,31 @@ async fn a_poisonous_event_takes_no_neighbour_with_it(spine: &Spine) {
     eventually(async || spine.letters().await[0].state == "applied").await;
     assert_eq!(spine.letters().await[0].replays, 1);
     node.stop().await;
+}
+
+async fn what_was_discarded_is_not_applied_when_it_comes_again(spine: &Spine) {
+    let groups = [spec("taken", TAKEN), spec("repeated", TAKEN)];
+    let mut ids = spine.commit_with(&[(ActivityTaken, "7", None); 3], &[(1, Mood::Fail, 100)]).await;
+    let discarded = ids.remove(1);
+    let node = spine.node(vec![spine.recorder(groups[0]), spine.recorder(groups[1]).harmless_repeats()]);
+    eventually(async || spine.letters().await.len() == 2 && spine.is_quiet().await).await;
+    let letters = spine.dead_letters(&groups);
+    for letter in spine.letters().await {
+        assert_eq!(letter.event_id, Some(discarded));
+        let id = tombola::ids::DeadLetterId(letter.id);
+        letters.discard(id, "a test".to_owned(), tombola::ids::UserId(1)).await.unwrap();
+    }
+
+    // By now it could be applied.
+    spine.moods.lock().unwrap().clear();
+    spine.forget_what_was_sent().await;
+    ids.extend(spine.commit(&[(ActivityTaken, "7", None)]).await);
+    spine.has_applied("taken", &ids).await;
+    eventually(async || spine.applied("repeated").await.len() >= 5 && spine.is_quiet().await).await;
+    assert!(!spine.applied("repeated").await.contains(&discarded));
+    assert!(spine.letters().await.iter().all(|letter| letter.state == "discarded"));
+    node.stop().await;
+    spine.has_applied("taken", &ids).await;
 }
 
 async fn a_panic_is_a_failure_of_one_event(spine: &Spine) {

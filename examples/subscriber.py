@@ -7,6 +7,8 @@ RabbitMQ keeps what this program has not acknowledged, in a queue of its own tha
 least once: again if this program or the broker dies between the effect and the acknowledgement. The id of an event is
 therefore remembered in the same commit as its effect. That makes it exactly once.
 
+What is no event, and what is delivered too often without being settled, is set aside in the queue NAME.dead.
+
 Needs pika (`apt install python3-pika` or `pip install pika`).
 """
 
@@ -22,6 +24,9 @@ import pika
 from pika.exceptions import AMQPError
 
 EXCHANGE = "tombola.events"
+
+# Seconds between two tries, at most.
+LONGEST_PAUSE = 60
 
 TABLES = """
     CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY);
@@ -46,40 +51,80 @@ def effect(db, event):
     )
     # Events of one subject come in order, except when one comes again. Where an event has a `sequence`, an older one
     # has a lower one; they all have the same length, so text compares as numbers do.
-    if "sequence" in event:
+    if event["sequence"] is not None:
         db.execute(
             "INSERT INTO latest VALUES (?, ?, ?) ON CONFLICT (subject) DO UPDATE"
             " SET sequence = excluded.sequence, event = excluded.event WHERE excluded.sequence >= sequence",
-            (event["subject"], event["sequence"], json.dumps(event)),
+            (event["subject"], event["sequence"], event["text"]),
         )
+
+
+def parse(body):
+    """The event that a message is, with its data and all of it as JSON; raises an error for anything else."""
+    text = body.decode()
+    members = json.loads(text)
+    event = {name: members[name] for name in ("id", "type", "subject", "time")}
+    event["sequence"] = members.get("sequence")
+    for name, value in event.items():
+        if not (isinstance(value, str) or (name == "sequence" and value is None)):
+            raise TypeError(f"{name} is no text")
+    # JSON can name half a character, which nothing can store.
+    "".join(filter(None, event.values())).encode()
+    return event | {"data": json.dumps(members.get("data")), "text": text}
+
+
+def apply_in_the_end(connection, db, event):
+    """Applies an event, after longer and longer pauses while that fails: those behind it wait, and nothing is lost."""
+    pause = 1
+    while True:
+        try:
+            return apply(db, event)
+        except Exception as error:  # whatever an effect may raise
+            print(f"{event['id']}: {error!r}; again in {pause} s", file=sys.stderr, flush=True)
+        connection.sleep(pause)  # and answers the broker meanwhile
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def declare(channel, arguments):
+    """Declares the queue and binds it. What is there already stays, so it does not matter who starts first."""
+    channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
+    # A quorum queue lives on several brokers, if there are several.
+    dead = f"{arguments.name}.dead"
+    channel.queue_declare(dead, durable=True, arguments={"x-queue-type": "quorum"})
+    # RabbitMQ drops what is rejected, or delivered too often (20 times by default since 4.0), unless it is told where
+    # to put it. It takes back what it could not put there, which needs the last argument.
+    kept = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 20,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    channel.queue_declare(arguments.name, durable=True, arguments=kept)
+    # Bindings are added: to hear less than before, unbind, or take another name.
+    for key in arguments.keys:
+        channel.queue_bind(arguments.name, EXCHANGE, routing_key=key)
 
 
 def consume(connection, arguments, db):
     """Takes in events until the connection is lost."""
     channel = connection.channel()
-    # Declaring what is there already changes nothing, so it does not matter who starts first.
-    channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
-    # A quorum queue lives on several brokers, if there are several. Bindings are added: to hear less than before,
-    # unbind, or take another name.
-    channel.queue_declare(arguments.name, durable=True, arguments={"x-queue-type": "quorum"})
-    for key in arguments.keys:
-        channel.queue_bind(arguments.name, EXCHANGE, routing_key=key)
+    declare(channel, arguments)
     # How many events may be under way to us; without a limit the broker would send all it has.
     channel.basic_qos(prefetch_count=100)
     print(f"subscribed as {arguments.name}", file=sys.stderr, flush=True)
 
     for method, _, body in channel.consume(arguments.name):
         try:
-            event = json.loads(body)
-            if not all(isinstance(event[name], str) for name in ("id", "type", "subject", "time")):
-                raise ValueError("not an event")
-        except (ValueError, TypeError, LookupError):
-            # It will not become readable by trying again. Give the queue a dead-letter exchange to keep such messages.
-            print(f"not an event: {body[:200]!r}", file=sys.stderr)
+            event = parse(body)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            # It will not become readable by trying again.
+            print(f"not an event: {body[:200]!r}", file=sys.stderr, flush=True)
             channel.basic_reject(method.delivery_tag, requeue=False)
             continue
-        if apply(db, event):
-            print(f"{event['time']} {event['type']} {event['subject']} {json.dumps(event.get('data'))}", flush=True)
+        if apply_in_the_end(connection, db, event):
+            print(f"{event['time']} {event['type']} {event['subject']} {event['data']}", flush=True)
         # Only now: an event acknowledged before its effect is committed could be lost.
         channel.basic_ack(method.delivery_tag)
     raise AMQPError("the broker ended the subscription")
@@ -99,19 +144,22 @@ def main():
     db = sqlite3.connect(arguments.store or f"{arguments.name}.db")
     db.executescript(TABLES)
     brokers = [pika.URLParameters(url) for url in arguments.url.split(",")]
+    sys.stdout.reconfigure(errors="backslashreplace")  # no event is one that a terminal cannot show
 
     pause = 1
     while True:
+        start = time.monotonic()
         try:
             random.shuffle(brokers)
             with pika.BlockingConnection(brokers) as connection:
-                pause = 1
                 consume(connection, arguments, db)
-        # Also when the effect failed: what was not acknowledged comes again.
-        except (AMQPError, OSError, sqlite3.Error) as error:
+        # What was not acknowledged comes again.
+        except (AMQPError, OSError) as error:
+            if time.monotonic() - start > LONGEST_PAUSE:
+                pause = 1
             print(f"{error!r}; again in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
-            pause = min(2 * pause, 30)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@
 //! RabbitMQ keeps what this program has not acknowledged, in a queue of its own that outlives both, so every event
 //! comes at least once: again if this program or the broker dies between the effect and the acknowledgement. The id of
 //! an event is therefore remembered in the same commit as its effect. That makes it exactly once.
+//!
+//! What is no event, and what is delivered too often without being settled, is set aside in the queue NAME.dead.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the command line")]
 
@@ -19,7 +21,7 @@ use lapin::options::{
     QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr, ExecResult, Statement,
     TransactionTrait, Value,
@@ -29,7 +31,8 @@ use serde::{Deserialize, Serialize};
 const USAGE: &str =
     "usage: subscriber NAME KEY…, where a KEY is an event type; * is any one word of it, # any rest";
 const EXCHANGE: &str = "tombola.events";
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY);
@@ -67,13 +70,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let db = Database::connect(options).await?;
     db.execute_unprepared(TABLES).await?;
 
-    let mut pause = Duration::from_secs(1);
+    let mut pause = FIRST_PAUSE;
     for url in urls.split(',').cycle() {
         let start = Instant::now();
-        // Also when the effect failed: what was not acknowledged comes again.
+        // What was not acknowledged comes again.
         let Err(error) = consume(url, &name, &keys, &db).await else { continue };
         if start.elapsed() > LONGEST_PAUSE {
-            pause = Duration::from_secs(1);
+            pause = FIRST_PAUSE;
         }
         eprintln!("{error}; again in {pause:?}");
         tokio::time::sleep(pause).await;
@@ -93,18 +96,7 @@ async fn consume(
     let connection = tokio::time::timeout(Duration::from_secs(10), connecting).await??;
     let channel = connection.create_channel().await?;
 
-    // Declaring what is there already changes nothing, so it does not matter who starts first.
-    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
-    // A quorum queue lives on several brokers, if there are several. Bindings are added: to hear less than before,
-    // unbind, or take another name.
-    let mut quorum = FieldTable::default();
-    quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), quorum).await?;
-    for key in keys {
-        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel.queue_bind(name.into(), EXCHANGE.into(), key.as_str().into(), options, none).await?;
-    }
+    declare(&channel, name, keys).await?;
     // How many events may be under way to us; without a limit the broker would send all it has.
     channel.basic_qos(100, BasicQosOptions::default()).await?;
     let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
@@ -114,18 +106,58 @@ async fn consume(
     while let Some(delivery) = deliveries.next().await {
         let delivery = delivery?;
         let Ok(event) = serde_json::from_slice::<Event>(&delivery.data) else {
-            // It will not become readable by trying again. Give the queue a dead-letter exchange to keep such messages.
+            // It will not become readable by trying again.
             eprintln!("not an event: {}", String::from_utf8_lossy(&delivery.data));
             delivery.reject(BasicRejectOptions { requeue: false }).await?;
             continue;
         };
-        if apply(db, &event).await? {
+        if apply_in_the_end(db, &event).await {
             println!("{} {} {} {}", event.time, event.r#type, event.subject, event.data);
         }
         // Only now: an event acknowledged before its effect is committed could be lost.
         delivery.ack(BasicAckOptions::default()).await?;
     }
     Err("the broker ended the subscription".into())
+}
+
+/// Declares the queue and binds it. What is there already stays, so it does not matter who starts first.
+async fn declare(channel: &Channel, name: &str, keys: &[String]) -> Result<(), lapin::Error> {
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
+    // A quorum queue lives on several brokers, if there are several.
+    let text = |value: &str| AMQPValue::LongString(value.into());
+    let dead = format!("{name}.dead");
+    let mut quorum = FieldTable::default();
+    quorum.insert("x-queue-type".into(), text("quorum"));
+    let mut kept = quorum.clone();
+    channel.queue_declare(dead.as_str().into(), QueueDeclareOptions::durable(), quorum).await?;
+    // RabbitMQ drops what is rejected, or delivered too often (20 times by default since 4.0), unless it is told where
+    // to put it. It takes back what it could not put there, which needs the last argument.
+    kept.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
+    kept.insert("x-dead-letter-exchange".into(), text(""));
+    kept.insert("x-dead-letter-routing-key".into(), text(&dead));
+    kept.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    kept.insert("x-overflow".into(), text("reject-publish"));
+    channel.queue_declare(name.into(), QueueDeclareOptions::durable(), kept).await?;
+    // Bindings are added: to hear less than before, unbind, or take another name.
+    for key in keys {
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(name.into(), EXCHANGE.into(), key.as_str().into(), options, none).await?;
+    }
+    Ok(())
+}
+
+/// Applies an event, after longer and longer pauses while that fails: those behind it wait, and nothing is lost.
+async fn apply_in_the_end(db: &DatabaseConnection, event: &Event) -> bool {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match apply(db, event).await {
+            Ok(new) => return new,
+            Err(error) => eprintln!("{}: {error}; again in {pause:?}", event.id),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
 }
 
 /// Applies an event once, however often it comes; answers whether this was the time.

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use chrono::{DateTime, FixedOffset};
 use entities::outbox as rows;
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, EntityTrait, QueryOrder};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tombola::config::BusConfig;
 use tombola::messaging::envelope::Envelope;
@@ -20,21 +21,91 @@ use crate::support::{Offer, TestApp, eventually, stories};
 
 stories!(in_python_every_event_is_applied_once, in_rust_every_event_is_applied_once);
 
+#[test]
+fn in_python_a_bad_message_is_set_aside_and_a_failing_effect_tried_again() {
+    on_its_own(async || bad_messages_and_failing_effects(&python()).await);
+}
+
+#[test]
+fn in_rust_a_bad_message_is_set_aside_and_a_failing_effect_tried_again() {
+    on_its_own(async || bad_messages_and_failing_effects(&[rust()]).await);
+}
+
 /// The queue's name; the store is called after it.
 const NAME: &str = "accounting";
 
 async fn in_python_every_event_is_applied_once(app: &TestApp) {
-    let python = std::env::var("TOMBOLA_TEST_PYTHON").expect("tests/run, which finds a Python with pika");
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/subscriber.py");
-    every_event_is_applied_once(app, &[&python, example, "--name"]).await;
+    every_event_is_applied_once(app, &python()).await;
 }
 
 async fn in_rust_every_event_is_applied_once(app: &TestApp) {
-    let binaries = Path::new(env!("CARGO_BIN_EXE_tombola")).parent().unwrap();
-    every_event_is_applied_once(app, &[binaries.join("examples/subscriber").to_str().unwrap()]).await;
+    every_event_is_applied_once(app, &[rust()]).await;
 }
 
-async fn every_event_is_applied_once(app: &TestApp, program: &[&str]) {
+/// The command of the example in Python, without its arguments.
+fn python() -> [String; 3] {
+    let python = std::env::var("TOMBOLA_TEST_PYTHON").expect("tests/run, which finds a Python with pika");
+    [python.as_str(), concat!(env!("CARGO_MANIFEST_DIR"), "/examples/subscriber.py"), "--name"]
+        .map(str::to_owned)
+}
+
+/// The command of the example in Rust.
+fn rust() -> String {
+    let binaries = Path::new(env!("CARGO_BIN_EXE_tombola")).parent().unwrap();
+    binaries.join("examples/subscriber").to_str().unwrap().to_owned()
+}
+
+/// Does `work` without a server.
+fn on_its_own(work: impl AsyncFnOnce()) {
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    threads.block_on(async {
+        tokio::time::timeout(Duration::from_secs(90), work()).await.expect("it comes to an end");
+    });
+}
+
+async fn bad_messages_and_failing_effects(program: &[String]) {
+    let host = VirtualHost::create().await;
+    let mut subscriber = Subscriber::new(program, &host.url);
+    subscriber.start().await;
+    let event = |id: &str| {
+        json!({
+            "specversion": "1.0", "id": id, "source": "tombola", "type": "activity.taken.v1", "subject": "7",
+            "time": "2027-01-15T08:00:00Z", "datacontenttype": "application/json", "sequence": "1", "data": {},
+        })
+    };
+    let with = |member: &str, value: Value| {
+        let mut event = event("bad");
+        event[member] = value;
+        event.to_string().into_bytes()
+    };
+    let mut bad = vec![b"[".repeat(200_000), b"\xff".to_vec(), b"[]".to_vec(), b"null".to_vec()];
+    for member in ["id", "type", "subject", "time", "sequence"] {
+        bad.extend([with(member, json!({})), with(member, json!(7))]);
+    }
+    // Half a character.
+    bad.push(event("bad").to_string().replace("\"7\"", "\"\\ud83d\"").into_bytes());
+    for message in &bad {
+        host.send(NAME, message).await;
+    }
+    let store = subscriber.store().await;
+    host.send(NAME, event("1").to_string().as_bytes()).await;
+    eventually(async || applied(&store).await == ["1"]).await;
+    let dead = format!("{NAME}.dead");
+    eventually(async || host.waiting(&dead).await as usize == bad.len()).await;
+
+    // What the effect builds on is away for a while.
+    store.execute_unprepared("ALTER TABLE count RENAME TO away").await.unwrap();
+    host.send(NAME, event("2").to_string().as_bytes()).await;
+    host.send(NAME, event("3").to_string().as_bytes()).await;
+    eventually(async || subscriber.said().contains("2: ") && subscriber.said().contains("again in 2")).await;
+    store.execute_unprepared("ALTER TABLE away RENAME TO count").await.unwrap();
+    eventually(async || applied(&store).await == ["1", "2", "3"]).await;
+    assert_eq!(counted(&store).await, 3, "each once");
+    assert_eq!(host.waiting(&dead).await as usize, bad.len());
+    host.remove().await;
+}
+
+async fn every_event_is_applied_once(app: &TestApp, program: &[String]) {
     let host = VirtualHost::create().await;
     let mut subscriber = Subscriber::new(program, &host.url);
     subscriber.start().await;
@@ -141,20 +212,28 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    fn new(program: &[&str], url: &str) -> Self {
+    fn new(program: &[String], url: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new(program[0]);
+        let mut command = Command::new(&program[0]);
         command.args(&program[1..]).args([NAME, "#"]).env("AMQP_URL", url).current_dir(&directory);
         Self { command, process: None, directory }
     }
 
     /// Starts it and waits until it is subscribed.
     async fn start(&mut self) {
-        let log = self.directory.path().join("log");
-        let output = File::create(&log).unwrap();
+        let output = File::create(self.log()).unwrap();
         self.command.stdout(output.try_clone().unwrap()).stderr(output);
         self.process = Some(self.command.spawn().expect("the example was built"));
-        eventually(async || std::fs::read_to_string(&log).unwrap().contains("subscribed")).await;
+        eventually(async || self.said().contains("subscribed")).await;
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// What it has printed since it was started.
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap()
     }
 
     /// Kills it, as by `kill -9`.
@@ -168,7 +247,7 @@ impl Subscriber {
     /// What it keeps.
     async fn store(&self) -> DatabaseConnection {
         let file = self.directory.path().join(format!("{NAME}.db"));
-        Database::connect(format!("sqlite://{}?mode=ro", file.display())).await.unwrap()
+        Database::connect(format!("sqlite://{}?mode=rw", file.display())).await.unwrap()
     }
 }
 

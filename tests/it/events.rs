@@ -2,24 +2,70 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::time::Duration;
 
 use entities::outbox as rows;
 use futures_util::future::join_all;
 use reqwest::Method;
 use sea_orm::{EntityTrait, QueryOrder};
 use serde_json::{Value, json};
+use tombola::config::BusConfig;
 use tombola::messaging::catalogue::EventType;
 use tombola::messaging::envelope::Envelope;
 use tombola::messaging::outbox;
 
+use crate::support::broker::{Broker, DEFINITIONS, VirtualHost};
 use crate::support::payments::{notice, order_of, pay, signed_notice};
-use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
+use crate::support::{Answer, Client, Engine, Offer, TestApp, eventually, stories};
 
 stories!(
     every_event_is_as_it_was_promised,
     an_event_carries_the_trace_of_its_request,
     the_events_are_documented_in_public,
 );
+
+#[test]
+fn what_is_declared_is_what_docker_loads() {
+    crate::support::tell(Engine::Sqlite, the_definitions_are_those_of_the_server);
+}
+
+async fn the_definitions_are_those_of_the_server(app: &TestApp) {
+    let host = VirtualHost::bare(&Broker::shared()).await;
+    app.restart_with(|config| {
+        config.bus = BusConfig::try_from(host.url.clone()).unwrap();
+        config.messaging.retry_delays = [1, 10, 60].map(Duration::from_secs).to_vec();
+    })
+    .await;
+    // What is published finds everything declared.
+    app.running(Offer::of(1)).await;
+    app.is_quiet().await;
+    let (declared, loaded) = (host.definitions().await, serde_json::from_str(DEFINITIONS).unwrap());
+    assert_eq!(definitions(&declared), definitions(&loaded));
+    app.restart().await;
+    host.remove().await;
+}
+
+/// Exchanges, queues and bindings, without those of a connection and without what is the same of all.
+fn definitions(of: &Value) -> BTreeSet<String> {
+    let items = |kind: &str, members: &[&str]| {
+        let items = of[kind].as_array().unwrap().iter();
+        let lasting =
+            items.filter(|item| !item["destination"].as_str().unwrap_or_default().starts_with("amq."));
+        let of_interest = |item: &Value| {
+            let members: BTreeMap<&str, &Value> = members.iter().map(|name| (*name, &item[*name])).collect();
+            format!("{kind}: {}", json!(members))
+        };
+        lasting.map(of_interest).collect::<Vec<_>>()
+    };
+    [
+        items("exchanges", &["name", "type", "durable", "auto_delete", "internal", "arguments"]),
+        items("queues", &["name", "durable", "auto_delete", "arguments"]),
+        items("bindings", &["source", "destination", "destination_type", "routing_key", "arguments"]),
+    ]
+    .concat()
+    .into_iter()
+    .collect()
+}
 
 /// Every event so far, as it is sent.
 async fn events(app: &TestApp) -> Vec<Envelope> {

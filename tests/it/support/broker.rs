@@ -28,7 +28,7 @@ use super::eventually;
 use super::process::{Signal, send};
 
 /// What `docker/` loads into a broker; a server must find it as it would have made it.
-const DEFINITIONS: &str = include_str!("../../../docker/rabbitmq/definitions.json");
+pub(crate) const DEFINITIONS: &str = include_str!("../../../docker/rabbitmq/definitions.json");
 
 /// The name and the password of the administrator, and of everybody else.
 const USER: &str = "tombola";
@@ -199,13 +199,31 @@ impl VirtualHost {
 
     /// A new one on `broker`.
     pub(crate) async fn on(broker: &Broker) -> Self {
+        let vhost = Self::bare(broker).await;
+        let mut definitions: Value = serde_json::from_str(DEFINITIONS).unwrap();
+        // Groups are the server's, or a test's own: what they do not want finds no queue.
+        let queues = definitions["queues"].as_array_mut().unwrap();
+        let of_groups: Vec<Value> =
+            queues.extract_if(.., |queue| !queue["arguments"]["x-delivery-limit"].is_null()).collect();
+        let is_bound_to =
+            |binding: &Value| of_groups.iter().any(|queue| queue["name"] == binding["destination"]);
+        definitions["bindings"].as_array_mut().unwrap().retain(|binding| !is_bound_to(binding));
+        broker.api(Method::POST, &format!("/definitions/{}", vhost.name), definitions).await;
+        vhost
+    }
+
+    /// A new one on `broker`, with nothing in it.
+    pub(crate) async fn bare(broker: &Broker) -> Self {
         let name = format!("story-{}", uuid::Uuid::now_v7().simple());
         broker.api(Method::PUT, &format!("/vhosts/{name}"), json!({})).await;
         let vhost = Self { url: String::new(), name, broker: broker.clone() };
         vhost.permit().await;
-        let definitions = serde_json::from_str(DEFINITIONS).unwrap();
-        broker.api(Method::POST, &format!("/definitions/{}", vhost.name), definitions).await;
         vhost.at(broker)
+    }
+
+    /// Its exchanges, queues and bindings, in the form of [`DEFINITIONS`].
+    pub(crate) async fn definitions(&self) -> Value {
+        self.broker.api(Method::GET, &format!("/definitions/{}", self.name), json!({})).await
     }
 
     /// The same virtual host, by another node of its cluster.

@@ -13,14 +13,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use futures_util::stream::{Stream, TryStreamExt};
 use secrecy::ExposeSecret;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{self, App, Ground, Running, StartError, TimeSource};
-use crate::config::{Config, ConfigError, Loaded, Sources};
+use crate::config::{Config, ConfigError, Loaded, ServerRole, Sources};
 use crate::demo::{self, Pace};
 use crate::idempotency::Answered;
 use crate::identity::{
@@ -181,9 +181,10 @@ enum DeadLetterCommand {
         state: Option<LetterState>,
     },
     /// Try dead letters again: one, or all that wait. Their state tells afterwards how it ended.
+    #[command(group = ArgGroup::new("which").required(true).args(["id", "all"]))]
     Replay {
         /// One of the ids that `tombola dead-letter list` prints.
-        #[arg(required_unless_present = "all", conflicts_with_all = ["all", "group", "event_type"])]
+        #[arg(conflicts_with_all = ["all", "group", "event_type"])]
         id: Option<DeadLetterId>,
 
         /// All that wait, or those of them that --group and --type name.
@@ -610,11 +611,17 @@ fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io:
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "Tombola {}", env!("CARGO_PKG_VERSION"))?;
-    writeln!(out, "  API       {url}/api/v1")?;
-    writeln!(out, "  Docs      {url}/docs/")?;
+    if config.has_role(ServerRole::Http) {
+        writeln!(out, "  API       {url}/api/v1")?;
+        writeln!(out, "  Docs      {url}/docs/")?;
+    } else {
+        let roles: Vec<String> = config.roles.iter().map(ServerRole::to_string).collect();
+        writeln!(out, "  Roles     {}; no API here", roles.join(", "))?;
+        writeln!(out, "  Metrics   {url}/metrics")?;
+    }
     writeln!(out, "  Storage   {storage}")?;
     writeln!(out, "  Mode      {mode}")?;
-    if config.dev_login() {
+    if config.dev_login() && config.has_role(ServerRole::Http) {
         writeln!(out, "  Sign-in   open to any name and role: for development (auth.dev_login)")?;
     }
     if let Some((name, password)) = &running.first_operator {

@@ -657,6 +657,8 @@ async fn commands_list_and_replay_beside_the_server(app: &TestApp) {
     let (code, _, err) = dead_letter(&format!("replay {}", ids[2])).await;
     assert_eq!(code, 1);
     assert!(err.starts_with("tombola: the message still cannot be read: "), "{err}");
+    let (_, _, err) = dead_letter("replay").await;
+    assert!(err.contains("<ID|--all>"), "{err}");
     for wrong in ["replay", "replay x", "replay 1 --all", "replay 1 --group x", "list --state lost"] {
         let (code, _, err) = dead_letter(wrong).await;
         assert_eq!(code, 2, "{wrong}: {err}");

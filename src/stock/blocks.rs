@@ -249,6 +249,11 @@ pub async fn are_sold_out(tx: &Tx, activity: ActivityId) -> Result<bool, DbFault
     Ok(blocks.iter().all(|block| block.state == RETIRED || free_count(block) == 0))
 }
 
+/// Whether a token is free in any block, as far as one look tells.
+pub async fn is_any_left(connection: &impl ConnectionTrait, activity: ActivityId) -> Result<bool, DbFault> {
+    Ok(!unsold(connection, activity).await?.is_empty())
+}
+
 /// How many units of each of `activities` are taken; one without blocks is left out.
 pub async fn sold(
     connection: &impl ConnectionTrait,
@@ -283,12 +288,12 @@ pub async fn remaining(connection: &impl ConnectionTrait, activity: ActivityId) 
 }
 
 /// The blocks of `activity` that still have free tokens.
-async fn unsold(tx: &Tx, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
+async fn unsold(connection: &impl ConnectionTrait, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
     let mut blocks = Entity::find()
         .filter(Column::ActivityId.eq(activity.0))
         .filter(Column::State.ne(RETIRED))
         .order_by_asc(Column::FirstToken)
-        .all(tx)
+        .all(connection)
         .await?;
     blocks.retain(|block| free_count(block) > 0);
     Ok(blocks)

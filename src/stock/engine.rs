@@ -152,6 +152,7 @@ impl batching::Engine for StockEngine {
                 refuse_all(&mut todo, &TakeError::Unavailable);
             }
         }
+        self.look_whether_sold_out().await;
     }
 
     /// Gives this node's blocks back: it stops selling.
@@ -320,6 +321,21 @@ impl StockEngine {
             self.window = TokenWindow::default();
         }
         Ok(true)
+    }
+
+    /// Announces the sell-out that the last batch brought about: perhaps nobody asks again.
+    async fn look_whether_sold_out(&mut self) {
+        let Some(view) = &self.view else { return };
+        if view.sold_out_announced || self.window.available_in_front() > 0 {
+            return;
+        }
+        match self.store.is_any_left(self.activity).await {
+            Ok(true) => {}
+            Ok(false) => self.announce_sold_out(&view.clone()).await,
+            Err(fault) => {
+                debug!(activity.id = %self.activity, error = %fault, "Whether it is sold out is unknown")
+            }
+        }
     }
 
     async fn announce_sold_out(&mut self, view: &ActivityView) {

@@ -217,6 +217,11 @@ impl StockStore {
             .await
     }
 
+    /// Whether a token is left, on whatever node.
+    pub async fn is_any_left(&self, activity: ActivityId) -> Result<bool, DbFault> {
+        self.db.read(move |connection| async move { blocks::is_any_left(&connection, activity).await }).await
+    }
+
     /// Announces, once, that every token is sold; `false` if that is not so any more.
     pub async fn announce_sold_out(&self, activity: ActivityId) -> Result<bool, DbFault> {
         let (ids, clock) = (self.ids().clone(), self.clock.clone());

@@ -10,6 +10,7 @@ use crate::support::{Answer, Client, Offer, Take, TestApp, eventually, stories};
 
 stories!(
     sells_out_exactly,
+    the_last_take_is_the_end,
     a_user_gets_no_more_than_the_limit,
     a_hundred_requests_of_one_user_at_once,
     a_released_unit_is_sold_again,
@@ -62,6 +63,20 @@ async fn sells_out_exactly(app: &TestApp) {
     eventually(async || !app.events(&activity, "activity.sold_out.v1").await.is_empty()).await;
     crowd(&shoppers, &activity).await;
     assert_eq!(app.events(&activity, "activity.sold_out.v1").await.len(), 1);
+}
+
+async fn the_last_take_is_the_end(app: &TestApp) {
+    let activity = app.running(Offer::of(2)).await;
+    let (alice, operator) = (app.customer("alice").await, app.operator().await);
+    let take = alice.take(&activity).await.take();
+    alice.take(&activity).await.take();
+    let sold_out = async || app.events(&activity, "activity.sold_out.v1").await.len();
+    // Nobody asks for more.
+    eventually(async || sold_out().await == 1).await;
+
+    operator.release(&take.id).await.is(200);
+    alice.take(&activity).await.take();
+    eventually(async || sold_out().await == 2).await;
 }
 
 async fn a_user_gets_no_more_than_the_limit(app: &TestApp) {

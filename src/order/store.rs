@@ -192,7 +192,9 @@ impl<'a> Desk<'a> {
                 self.tell(&Created::new(order, order.due_at))?;
                 self.note(order, step, "created", json!({}));
                 if state == State::Paid {
+                    order.version += 1;
                     self.tell(&Paid::new(order, None))?;
+                    self.note(order, step, "paid", json!({ "payment_id": null }));
                 }
             }
             (_, State::Paid | State::Shipped | State::Finished) if from == State::Refunding => {

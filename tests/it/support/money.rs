@@ -130,7 +130,6 @@ impl Books {
         for entry in history {
             let data: Value = serde_json::from_str(&entry.data).unwrap();
             state = match (state, entry.event_type.as_str()) {
-                ("draft", "created") if order.payable_minor == 0 => "paid",
                 ("draft", "created") => "awaiting_payment",
                 ("draft", "invalid") => "invalid",
                 ("awaiting_payment", "paid") => "paid",

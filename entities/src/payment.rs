@@ -16,7 +16,12 @@ pub struct Model {
     pub currency: String,
     /// The gateway's name for the capture.
     pub transaction_id: Option<String>,
+    /// Who paid, as the gateway names them.
     pub payer: Option<String>,
+    /// How the customer wanted to pay; none: the channel's usual way.
+    pub mode: Option<String>,
+    /// Who was to pay, as the gateway names them.
+    pub wished_payer: Option<String>,
     pub failure: Option<String>,
     pub version: i64,
     pub created_at: i64,

@@ -14,6 +14,8 @@ pub struct Model {
     pub transaction_id: Option<String>,
     pub outcome: String,
     pub body: String,
+    /// Those that the signature of a callback is made of, as JSON.
+    pub headers: Option<String>,
     pub received_at: i64,
 }
 

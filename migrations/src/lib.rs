@@ -22,6 +22,7 @@ mod m20261121_000011_payment;
 mod m20261121_000012_wallet_and_coupon;
 mod m20261121_000013_notification;
 mod m20261121_000014_reconciliation_kept;
+mod m20261121_000015_payment_wish;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -45,6 +46,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000012_wallet_and_coupon::Migration),
             Box::new(m20261121_000013_notification::Migration),
             Box::new(m20261121_000014_reconciliation_kept::Migration),
+            Box::new(m20261121_000015_payment_wish::Migration),
         ]
     }
 }

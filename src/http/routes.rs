@@ -58,6 +58,7 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(payment::refunds)
         .service(payment::approve)
         .service(payment::refuse)
+        .service(payment::settle)
         .service(notification::my_notifications)
         .service(notification::read)
         .service(activity::get)

@@ -135,6 +135,8 @@ impl Shop {
             currency: "CNY".to_owned(),
             transaction_id: Some(payment.to_string()),
             payer: None,
+            mode: None,
+            wished_payer: None,
             failure: None,
             version: 2,
             created_at: 0,

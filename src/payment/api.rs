@@ -10,8 +10,10 @@ use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use super::machine::Contradiction;
-use super::model::{Opened, PaymentDetail, PaymentRecord, PaymentState, PaymentView, Refund, RefundState};
-use super::service::{NoticeError, PaymentError, PaymentService, Wish};
+use super::model::{
+    Opened, PaymentDetail, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, Wish,
+};
+use super::service::{NoticeError, PaymentError, PaymentService};
 use super::{refund, store};
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
@@ -67,7 +69,7 @@ pub(crate) async fn open(
 ) -> ApiResult<HttpResponse> {
     let key = request_key(caller.user, &req, &key, body.fingerprint);
     let NewPayment { channel, mode, payer } = body.value;
-    let opened = payments.create(caller.user, id.0, Wish { channel, mode, payer }, key).await?;
+    let opened = payments.create(caller.user, id.0, channel, Wish { mode, payer }, key).await?;
     Ok(answered(StatusCode::CREATED, opened))
 }
 
@@ -241,6 +243,23 @@ pub(crate) async fn refuse(
     let key = request_key(operator.0.user, &req, &key, body.fingerprint);
     let refused = payments.refuse(operator.0.user, id.0, body.value.reason, key).await?;
     Ok(answered(StatusCode::OK, refused))
+}
+
+/// Says that the money of a refund that failed at the gateway went back another way; the order is refunded.
+#[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = Reason,
+    responses((status = 200, description = "The refund as it is now", body = Refund), DecisionRefusals))]
+#[post("/admin/refunds/{id}/settle")]
+pub(crate) async fn settle(
+    payments: Data<PaymentService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<RefundId>,
+    key: IdempotencyKey,
+    body: JsonBody<Reason>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(operator.0.user, &req, &key, body.fingerprint);
+    let settled = payments.settle_by_hand(operator.0.user, id.0, body.value.reason, key).await?;
+    Ok(answered(StatusCode::OK, settled))
 }
 
 impl From<PaymentError> for ApiError {

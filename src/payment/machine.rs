@@ -37,6 +37,8 @@ pub struct Report {
     pub source: Source,
     /// As it came, for the record (PAY-3).
     pub body: String,
+    /// Of a callback, those that its signature is made of, as JSON.
+    pub headers: Option<String>,
 }
 
 /// Why a report is not believed, although its gateway made it.
@@ -107,6 +109,7 @@ mod tests {
     use chrono::DateTime;
     use rstest::rstest;
 
+    use super::super::model::Wish;
     use super::*;
     use crate::ids::{OrderId, UserId};
     use crate::money::Currency;
@@ -126,6 +129,7 @@ mod tests {
             currency: money("CNY"),
             transaction_id: None,
             payer: None,
+            wish: Wish::default(),
             failure: None,
             created_at: DateTime::UNIX_EPOCH,
             settled_at: None,
@@ -144,7 +148,7 @@ mod tests {
 
     fn report(said: Said) -> Report {
         let (payment, channel) = (PaymentId(1), Channel::Sandbox);
-        Report { payment, channel, said, source: Source::Query, body: String::new() }
+        Report { payment, channel, said, source: Source::Query, body: String::new(), headers: None }
     }
 
     /// Every state, and what each report makes of it: a capture, a failure, a close.

@@ -9,7 +9,7 @@ use crate::ids::{OrderId, PaymentId, PaymentRecordId, RefundId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::money::Currency;
 use crate::ports::clock::{Timestamp, from_micros};
-use crate::ports::payment_gateway::{Channel, PaymentParams};
+use crate::ports::payment_gateway::{Channel, PaymentMode, PaymentParams};
 use crate::words::words;
 
 words! {
@@ -58,9 +58,27 @@ pub struct Payment {
     pub transaction_id: Option<String>,
     /// Who paid, as the gateway names them.
     pub payer: Option<String>,
+    pub wish: Wish,
     pub failure: Option<String>,
     pub created_at: Timestamp,
     pub settled_at: Option<Timestamp>,
+}
+
+/// How a customer wants to pay through a channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// None: the channel's usual way.
+    pub mode: Option<PaymentMode>,
+    /// Who is to pay, as the gateway names them.
+    pub payer: Option<String>,
+}
+
+impl Wish {
+    /// Whether what was prepared for `self` serves `other` too: gateways take no second order of one number in another mode.
+    pub fn serves(&self, other: &Self) -> bool {
+        (other.mode.is_none() || other.mode == self.mode)
+            && (other.payer.is_none() || other.payer == self.payer)
+    }
 }
 
 impl TryFrom<payment::Model> for Payment {
@@ -77,6 +95,7 @@ impl TryFrom<payment::Model> for Payment {
             currency: row.currency.parse().map_err(|_| DbFault::Missing("a known currency"))?,
             transaction_id: row.transaction_id,
             payer: row.payer,
+            wish: Wish { mode: row.mode.as_deref().map(str::parse).transpose()?, payer: row.wished_payer },
             failure: row.failure,
             created_at: from_micros(row.created_at),
             settled_at: row.settled_at.map(from_micros),
@@ -158,6 +177,8 @@ pub struct PaymentRecord {
     pub transaction_id: Option<String>,
     /// A callback as the gateway sent it; an answer as it was understood, in JSON.
     pub body: String,
+    /// The headers that a callback was signed with, as a JSON object.
+    pub headers: Option<String>,
     #[serde(serialize_with = "serialize_rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
@@ -174,6 +195,7 @@ impl TryFrom<payment_record::Model> for PaymentRecord {
             outcome: row.outcome.parse()?,
             transaction_id: row.transaction_id,
             body: row.body,
+            headers: row.headers,
             at: from_micros(row.received_at),
         })
     }

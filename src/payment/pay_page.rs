@@ -17,7 +17,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::model::PaymentState;
-use super::service::{NoticeError, PaymentError, PaymentService, Wish, payment_order};
+use super::service::{NoticeError, PaymentError, PaymentService, payment_order};
 use crate::error::{ApiError, Code};
 use crate::http::{ApiResult, PathId, RawBody};
 use crate::ids::PaymentId;
@@ -100,8 +100,7 @@ async fn find(
     if payment.channel != Channel::Sandbox {
         return Err(not_found());
     }
-    let wish = Wish { channel: payment.channel, mode: None, payer: None };
-    let order = payment_order(&payment, &order, wish)?;
+    let order = payment_order(&payment, &order)?;
     Ok((sandbox, order, payment.state))
 }
 

@@ -82,6 +82,33 @@ impl PaymentService {
         .await
     }
 
+    /// An operator says that the money of a refund that failed at the gateway went back another way: some gateways close a
+    /// refund for good, and then only a person can give the money back.
+    pub async fn settle_by_hand(
+        &self,
+        by: UserId,
+        id: RefundId,
+        reason: String,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<Refund>, PaymentError> {
+        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
+        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
+            let (ids, now, reason) = (ids.clone(), clock.now(), reason.clone());
+            async move {
+                let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
+                match refund.state {
+                    RefundState::Succeeded => return Ok(refund),
+                    RefundState::Failed => {}
+                    state => return Err(PaymentError::RefundSettled(state)),
+                }
+                let note = fit(&format!("settled by hand: {reason}"), 256);
+                complete(&tx, &ids, now, policy, &refund, Some((by, &note))).await?;
+                refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)
+            }
+        })
+        .await
+    }
+
     /// Gives the money of an approved refund back. A repeat does nothing more; while the gateway works on it, or does not
     /// say, the refund stays approved.
     pub async fn perform(&self, id: RefundId) -> Result<(), PaymentError> {
@@ -169,13 +196,26 @@ async fn note_refund(
     if !refund_origins(RefundState::Succeeded).contains(&refund.state) {
         return Ok(());
     }
+    complete(tx, ids, now, policy, &refund, None).await
+}
+
+/// The money is back, `by` hand or through the gateway.
+async fn complete(
+    tx: &Tx,
+    ids: &Ids,
+    now: Timestamp,
+    policy: Policy,
+    refund: &Refund,
+    by: Option<(UserId, &str)>,
+) -> Result<(), PaymentError> {
     if refund.cause == RefundCause::Order {
         // The order first, as everywhere.
-        let step = Step::new(refund.order_id, Command::CompleteRefund, Cause::Refund(id));
+        let step = Step::new(refund.order_id, Command::CompleteRefund, Cause::Refund(refund.id));
         for answer in orders::advance(tx, ids, now, policy, &[step]).await? {
             answer.map_err(|_| DbFault::Missing("an order that is being refunded"))?;
         }
     }
-    refund::advance(tx, id, RefundState::Succeeded, None, None, now).await?;
+    let (by, note) = by.unzip();
+    refund::advance(tx, refund.id, RefundState::Succeeded, by, note, now).await?;
     Ok(())
 }

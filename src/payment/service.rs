@@ -10,7 +10,7 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use super::machine::{Contradiction, Report, Said, Source};
-use super::model::{Opened, Payment, PaymentRecord, PaymentState, PaymentView, Refund, RefundState};
+use super::model::{Opened, Payment, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, Wish};
 use super::store::Listing;
 use super::{refund, store};
 use crate::actors::batching::BatchSettings;
@@ -23,18 +23,9 @@ use crate::order::model::Order;
 use crate::order::store::{self as orders, Policy};
 use crate::ports::clock::SharedClock;
 use crate::ports::payment_gateway::{
-    Acknowledgement, Channel, Closing, GatewayError, GatewayState, Gateways, NoticeHeaders, NoticeKind,
-    NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder,
+    Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, Gateways, NoticeHeaders,
+    NoticeKind, NoticeRefusal, PaymentGateway, PaymentOrder,
 };
-
-/// How a customer wants to pay.
-#[derive(Debug, Clone)]
-pub struct Wish {
-    pub channel: Channel,
-    pub mode: Option<PaymentMode>,
-    /// As the gateway knows who pays.
-    pub payer: Option<String>,
-}
 
 /// Why there is no payment, or no refund.
 #[derive(Debug, Error)]
@@ -168,7 +159,8 @@ impl PaymentService {
         self.0.gateways.get(channel).ok_or(PaymentError::ChannelOff(channel))
     }
 
-    /// Opens a payment of `user`'s order, or the one of this channel that is open already (PAY-1, PAY-2).
+    /// Opens a payment of `user`'s order, or the one of this channel that is open already (PAY-1, PAY-2). One that was
+    /// prepared for another wish is closed at the gateway first.
     ///
     /// The answer is kept once the gateway knows the payment. Until then a repeat finds the open payment and tells the
     /// gateway again, which is harmless: it is told of each payment by its id.
@@ -176,20 +168,21 @@ impl PaymentService {
         &self,
         user: UserId,
         order: OrderId,
+        channel: Channel,
         wish: Wish,
         key: Option<RequestKey>,
     ) -> Result<Answered<Opened>, PaymentError> {
-        let gateway = self.gateway(wish.channel)?;
+        let gateway = self.gateway(channel)?;
         if let Some(first) = idempotency::kept::<_, PaymentError>(&self.0.db, key).await? {
             return Ok(first);
         }
-        let (ids, clock, channel) = (self.0.ids.clone(), self.0.clock.clone(), wish.channel);
-        let opening = self.0.db.transaction(move |tx| {
-            let (ids, clock) = (ids.clone(), clock.clone());
-            async move { open(&tx, &ids, &clock, user, order, channel).await }
-        });
-        let (payment, order) = self.with_order(opening.await?).await?;
-        let wanted = payment_order(&payment, &order, wish)?;
+        let mut payment = self.open(user, order, channel, &wish).await?;
+        if !payment.wish.serves(&wish) {
+            self.close(&payment).await?;
+            payment = self.open(user, order, channel, &wish).await?;
+        }
+        let (payment, order) = self.with_order(payment.id).await?;
+        let wanted = payment_order(&payment, &order)?;
         let mut view = PaymentView::from(payment);
         view.params = Some(gateway.create(&wanted).await?);
         info!(payment.id = %view.id, order.id = %order.id, %channel, "Opened payment {} of order {}", view.id, order.id);
@@ -199,6 +192,21 @@ impl PaymentService {
             async move { Ok(opened) }
         })
         .await
+    }
+
+    async fn open(
+        &self,
+        user: UserId,
+        order: OrderId,
+        channel: Channel,
+        wish: &Wish,
+    ) -> Result<Payment, PaymentError> {
+        let (ids, clock, wish) = (self.0.ids.clone(), self.0.clock.clone(), wish.clone());
+        let opening = self.0.db.transaction(move |tx| {
+            let (ids, clock, wish) = (ids.clone(), clock.clone(), wish.clone());
+            async move { open(&tx, &ids, &clock, user, order, channel, wish).await }
+        });
+        opening.await
     }
 
     /// The payments of `user`'s order, oldest first.
@@ -273,8 +281,8 @@ impl PaymentService {
                 return Ok(gateway.acknowledge());
             }
         };
-        let body = String::from_utf8_lossy(body).into_owned();
-        match self.settle(Report { payment, channel, said, source: Source::Callback, body }).await {
+        let (body, headers) = (String::from_utf8_lossy(body).into_owned(), headers.signature());
+        match self.settle(Report { payment, channel, said, source: Source::Callback, body, headers }).await {
             Ok(_) => Ok(gateway.acknowledge()),
             Err(LaneError::Refused(contradiction)) => Err(NoticeError::Contradiction(contradiction)),
             Err(error) => Err(NoticeError::Lane(error)),
@@ -318,10 +326,7 @@ impl PaymentService {
             // It never got there. While the order waits, its customer may still be on the way.
             GatewayState::Pending | GatewayState::NotFound => return Ok(None),
             GatewayState::Succeeded(capture) => Said::Captured(capture),
-            // The shop gave it back past us, so it pays for nothing.
-            GatewayState::Refunded(capture) => Said::Failed {
-                reason: format!("{} was captured and given back at the gateway", capture.transaction_id),
-            },
+            GatewayState::Refunded(capture) => given_back(&capture),
             GatewayState::Failed => Said::Failed { reason: "the gateway says it failed".to_owned() },
             GatewayState::Closed => Said::Closed,
         };
@@ -340,11 +345,11 @@ impl PaymentService {
     ) -> Result<Payment, PaymentError> {
         let (id, channel) = (payment.id, payment.channel);
         let body = serde_json::to_string(&said).map_err(DbFault::from)?;
-        let report = Report { payment: id, channel, said, source, body: body.clone() };
+        let report = Report { payment: id, channel, said, source, body: body.clone(), headers: None };
         let settled = match self.settle(report).await {
             Err(LaneError::Refused(contradiction)) => {
                 let said = Said::Failed { reason: contradiction.to_string() };
-                self.settle(Report { payment: id, channel, said, source, body }).await
+                self.settle(Report { payment: id, channel, said, source, body, headers: None }).await
             }
             settled => settled,
         };
@@ -386,6 +391,7 @@ impl PaymentService {
         let said = match self.gateway(payment.channel)?.close(payment.id).await {
             Ok(Closing::Closed) => Said::Closed,
             Ok(Closing::AlreadyPaid(capture)) => Said::Captured(capture),
+            Ok(Closing::Refunded(capture)) => given_back(&capture),
             Err(unclear) => {
                 warn!(payment.id = %payment.id, error = %unclear, "Closing payment {} is unclear: asking", payment.id);
                 return self.ask(payment).await?.ok_or(unclear.into());
@@ -413,6 +419,11 @@ impl PaymentService {
     }
 }
 
+/// The shop gave it back past us, so it pays for nothing.
+fn given_back(capture: &Capture) -> Said {
+    Said::Failed { reason: format!("{} was captured and given back at the gateway", capture.transaction_id) }
+}
+
 /// Opens a payment of an order that waits for one.
 async fn open(
     tx: &Tx,
@@ -421,7 +432,8 @@ async fn open(
     user: UserId,
     order: OrderId,
     channel: Channel,
-) -> Result<PaymentId, PaymentError> {
+    wish: Wish,
+) -> Result<Payment, PaymentError> {
     let order = orders::lock_one(tx, order).await?;
     let order = order.filter(|order| order.is_visible_to(user)).ok_or(PaymentError::NotFound)?;
     match order.state {
@@ -444,7 +456,7 @@ async fn open(
     }
     let open = |payment: &&Payment| payment.state == PaymentState::Pending && payment.channel == channel;
     if let Some(open) = payments.iter().find(open) {
-        return Ok(open.id);
+        return Ok(open.clone());
     }
     let payment = Payment {
         id: ids.next()?,
@@ -456,16 +468,17 @@ async fn open(
         currency: order.currency,
         transaction_id: None,
         payer: None,
+        wish,
         failure: None,
         created_at: now,
         settled_at: None,
     };
     store::insert(tx, &payment).await?;
-    Ok(payment.id)
+    Ok(payment)
 }
 
 /// A payment as its gateway is told of it.
-pub fn payment_order(payment: &Payment, order: &Order, wish: Wish) -> Result<PaymentOrder, PaymentError> {
+pub fn payment_order(payment: &Payment, order: &Order) -> Result<PaymentOrder, PaymentError> {
     let lines: Vec<crate::order::model::Line> = serde_json::from_str(&order.items).map_err(DbFault::from)?;
     let first = lines.first().map_or("an order", |line| line.name.as_str());
     // WeChat takes 127 bytes.
@@ -479,7 +492,7 @@ pub fn payment_order(payment: &Payment, order: &Order, wish: Wish) -> Result<Pay
         amount_minor: payment.amount_minor,
         currency: payment.currency,
         expires_at: order.due_at,
-        payer: wish.payer,
-        mode: wish.mode,
+        payer: payment.wish.payer.clone(),
+        mode: payment.wish.mode,
     })
 }

@@ -128,6 +128,7 @@ fn record(
         transaction_id: Set(payment.transaction_id.clone()),
         outcome: Set(payment.state.word().to_owned()),
         body: Set(report.body.clone()),
+        headers: Set(report.headers.clone()),
         received_at: Set(to_micros(now)),
     }
 }
@@ -207,6 +208,8 @@ pub async fn insert(tx: &Tx, payment: &Payment) -> Result<(), DbFault> {
         currency: Set(payment.currency.to_string()),
         transaction_id: Set(None),
         payer: Set(None),
+        mode: Set(payment.wish.mode.map(|mode| mode.word().to_owned())),
+        wished_payer: Set(payment.wish.payer.clone()),
         failure: Set(None),
         version: Set(1),
         created_at: Set(to_micros(payment.created_at)),

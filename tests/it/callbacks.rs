@@ -18,6 +18,7 @@ stories!(
     what_wechat_says_is_obeyed_once,
     what_wechat_did_not_say_is_not_believed,
     an_order_is_paid_and_refunded_through_wechat,
+    a_refund_that_wechat_closed_is_settled_by_hand,
     what_gateways_said_is_kept,
 );
 
@@ -238,6 +239,10 @@ async fn an_order_is_paid_and_refunded_through_wechat(app: &TestApp) {
     wechat.pay(&purchase.payment, AMOUNT);
     paid_through_wechat(app, &wechat::transaction(&purchase.payment, AMOUNT)).told(app).await;
     purchase.is_paid_once(app).await;
+    let headers = purchase.records(app).await[0].headers.clone();
+    for name in ["Wechatpay-Timestamp", "Wechatpay-Nonce", "Wechatpay-Serial", "Wechatpay-Signature"] {
+        assert!(headers.as_ref().is_some_and(|headers| headers.contains(name)), "{name} in {headers:?}");
+    }
 
     let path = format!("/orders/{}/refunds", purchase.order);
     alice.post(&path, json!({"reason": "It does not fit"})).await.is(202);
@@ -276,6 +281,35 @@ async fn an_order_is_paid_and_refunded_through_wechat(app: &TestApp) {
     assert_eq!(refunds.as_array().unwrap().len(), 1);
     assert_eq!(refunds[0]["state"], "succeeded");
     assert_eq!(wechat.returned().into_iter().collect::<Vec<_>>(), [(refund.to_owned(), AMOUNT)]);
+}
+
+async fn a_refund_that_wechat_closed_is_settled_by_hand(app: &TestApp) {
+    let wechat = FakeWechat::start(app.clock.clone()).await;
+    app.restart_with(|config| wechat.configure(config)).await;
+    let purchase = Purchase::through(app, "wechat").await;
+    wechat.pay(&purchase.payment, AMOUNT);
+    paid_through_wechat(app, &wechat::transaction(&purchase.payment, AMOUNT)).told(app).await;
+    purchase.is_paid_once(app).await;
+    let path = format!("/orders/{}/refunds", purchase.order);
+    purchase.customer.post(&path, json!({"reason": "It does not fit"})).await.is(202);
+    let refund = purchase.see("/refunds").await["items"][0]["id"].as_str().unwrap().to_owned();
+    let settle = format!("/admin/refunds/{refund}/settle");
+    let (operator, reason) = (app.operator().await, json!({"reason": "paid out in the branch"}));
+    operator.post(&settle, reason.clone()).await.refused(409, "transition_not_allowed");
+
+    let mut closed = wechat::refund(&refund, &purchase.payment, AMOUNT);
+    closed["refund_status"] = "CLOSED".into();
+    let envelope = wechat::envelope("REFUND.CLOSED", &closed);
+    wechat::signed(envelope, app.clock_seconds(), &KEY).told(app).await;
+    eventually(async || purchase.see("/refunds").await["items"][0]["state"] == "failed").await;
+    operator.post(&settle, json!({})).await.refused(422, "validation_failed");
+    for _ in 0..2 {
+        let settled = operator.post(&settle, reason.clone()).await.is(200);
+        assert_eq!(settled["state"], "succeeded");
+        assert_eq!(settled["failure"], "settled by hand: paid out in the branch");
+    }
+    assert_eq!(purchase.becomes("refunded").await["version"], 4);
+    app.is_quiet().await;
 }
 
 async fn what_gateways_said_is_kept(app: &TestApp) {

@@ -12,6 +12,8 @@ stories!(
     an_order_that_is_paid_twice_keeps_one_payment,
     nothing_is_guessed_while_a_gateway_is_silent,
     a_customer_who_was_faster_than_the_cancellation_has_paid,
+    what_went_back_past_us_pays_for_nothing,
+    another_way_to_pay_is_another_payment,
 );
 
 fn text(value: &Value) -> String {
@@ -109,4 +111,56 @@ async fn a_customer_who_was_faster_than_the_cancellation_has_paid(app: &TestApp)
     assert_eq!(state_of(&alice, &cancelled).await, "paid");
     app.pass(TimeDelta::minutes(31));
     order_of(&alice, &overdue).becomes("paid").await;
+}
+
+async fn what_went_back_past_us_pays_for_nothing(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let (asked, cancelled) = (buy(app, &alice).await, buy(app, &alice).await);
+    for order in [&asked, &cancelled] {
+        let payment = open(&alice, order, "alipay").await;
+        alipay.pay(&payment, 1234);
+        alipay.give_back(&payment);
+    }
+    let ended = alice.post(&format!("/orders/{cancelled}/cancel"), json!({})).await.is(200);
+    assert_eq!(ended["state"], "cancelled");
+    ask_gateways(app).await;
+    let payment_of =
+        async |order: &str| alice.get(&format!("/orders/{order}/payments")).await.is(200)["items"][0].clone();
+    for order in [&asked, &cancelled] {
+        eventually(async || payment_of(order).await["state"] == "failed").await;
+    }
+    app.is_quiet().await;
+    assert_eq!(state_of(&alice, &asked).await, "awaiting_payment");
+    assert!(alipay.returned().is_empty(), "it went back already");
+}
+
+async fn another_way_to_pay_is_another_payment(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await;
+    let path = format!("/orders/{order}/payments");
+    let opened = async |body: Value| text(&alice.post(&path, body).await.is(201)["payment"]["id"]);
+    let code = opened(json!({"channel": "alipay", "mode": "precreate"})).await;
+    assert_eq!(opened(json!({"channel": "alipay"})).await, code, "whichever way is open");
+    let page = opened(json!({"channel": "alipay", "mode": "page"})).await;
+    assert_ne!(page, code);
+    assert_eq!(opened(json!({"channel": "alipay", "mode": "page"})).await, page);
+    let states = async || {
+        let payments = alice.get(&path).await.is(200);
+        let items = payments["items"].as_array().unwrap().clone();
+        items.iter().map(|payment| (text(&payment["id"]), text(&payment["state"]))).collect::<Vec<_>>()
+    };
+    assert_eq!(states().await, [(code, "closed".to_owned()), (page.clone(), "pending".to_owned())]);
+
+    // Who has paid meanwhile pays no second time.
+    alipay.pay(&page, 1234);
+    alice
+        .post(&path, json!({"channel": "alipay", "mode": "precreate"}))
+        .await
+        .refused(409, "order_already_paid");
+    order_of(&alice, &order).becomes("paid").await;
+    assert_eq!(states().await[1], (page, "succeeded".to_owned()));
 }

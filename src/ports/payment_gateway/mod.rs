@@ -106,13 +106,16 @@ pub enum Closing {
     Closed,
     /// The customer was faster.
     AlreadyPaid(Capture),
+    /// It was paid, and all or a part of that was given back.
+    Refunded(Capture),
 }
 
 impl GatewayState {
     /// How a close ended that the gateway refused with `refusal`.
     fn closing(self, refusal: &GatewayError) -> Result<Closing, GatewayError> {
         match self {
-            Self::Succeeded(capture) | Self::Refunded(capture) => Ok(Closing::AlreadyPaid(capture)),
+            Self::Succeeded(capture) => Ok(Closing::AlreadyPaid(capture)),
+            Self::Refunded(capture) => Ok(Closing::Refunded(capture)),
             Self::Closed | Self::NotFound => Ok(Closing::Closed),
             Self::Pending | Self::Failed => Err(GatewayError::Unclear(refusal.to_string())),
         }

@@ -1,6 +1,6 @@
 //! Alipay, as far as stories need it: it takes money, gives it back, and may fall silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use actix_web::web::{self, Bytes, Data};
@@ -21,6 +21,7 @@ struct Ledger {
     /// In yuan, as it is written there.
     paid: BTreeMap<String, String>,
     returned: BTreeMap<String, String>,
+    given_back: BTreeSet<String>,
 }
 
 struct Shared {
@@ -58,6 +59,11 @@ impl FakeAlipay {
     /// A customer pays.
     pub(crate) fn pay(&self, payment: &str, amount_minor: i64) {
         self.shared.ledger.lock().unwrap().paid.insert(payment.to_owned(), yuan(amount_minor));
+    }
+
+    /// The shop gives a customer's money back there, past us.
+    pub(crate) fn give_back(&self, payment: &str) {
+        self.shared.ledger.lock().unwrap().given_back.insert(payment.to_owned());
     }
 
     /// It never heard of a payment.
@@ -146,7 +152,8 @@ impl Ledger {
             ("alipay.trade.close", Some(_)) => return refused("ACQ.TRADE_STATUS_ERROR"),
             (_, None) => return refused("ACQ.TRADE_NOT_EXIST"),
             ("alipay.trade.query", Some(amount)) => json!({
-                "trade_no": trade_no(&payment), "trade_status": "TRADE_SUCCESS", "total_amount": amount,
+                "trade_no": trade_no(&payment), "total_amount": amount,
+                "trade_status": if self.given_back.contains(&payment) { "TRADE_CLOSED" } else { "TRADE_SUCCESS" },
                 "send_pay_date": "2027-01-15 16:00:00", "buyer_user_id": "2088101117955611",
             }),
             ("alipay.trade.refund", Some(_)) => {

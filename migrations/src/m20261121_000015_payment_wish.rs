@@ -1,0 +1,45 @@
+//! How a customer wanted to pay (payment), and the headers a gateway signed its callback with (payment_record).
+
+use sea_orm_migration::prelude::*;
+
+use crate::columns::optional_text;
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[derive(DeriveIden)]
+enum Payment {
+    Table,
+    Mode,
+    WishedPayer,
+}
+
+#[derive(DeriveIden)]
+enum PaymentRecord {
+    Table,
+    Headers,
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        // One column each: SQLite adds no more at once.
+        for column in [optional_text(Payment::Mode, 16), optional_text(Payment::WishedPayer, 128)] {
+            manager.alter_table(Table::alter().table(Payment::Table).add_column(column).take()).await?;
+        }
+        let headers = optional_text(PaymentRecord::Headers, 4096);
+        manager.alter_table(Table::alter().table(PaymentRecord::Table).add_column(headers).take()).await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager
+            .alter_table(
+                Table::alter().table(PaymentRecord::Table).drop_column(PaymentRecord::Headers).take(),
+            )
+            .await?;
+        for column in [Payment::WishedPayer, Payment::Mode] {
+            manager.alter_table(Table::alter().table(Payment::Table).drop_column(column).take()).await?;
+        }
+        Ok(())
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
-use actix_web::{HttpRequest, HttpResponse, get, post};
+use actix_web::{HttpRequest, HttpResponse, get, post, put};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
@@ -29,6 +29,7 @@ use crate::refusals;
 refusals!(CancelRefusals: OrderNotCancellable, Overloaded);
 refusals!(RefundRefusals: OrderNotRefundable, AlreadyRefunded, Overloaded);
 refusals!(MoveRefusals: TransitionNotAllowed, Overloaded);
+refusals!(AddressRefusals: TransitionNotAllowed);
 
 refusals!(PlaceRefusals: GoodsNotFound, PriceMismatch, StockInsufficient, ShippingFeeMismatch, OrderAmountMismatch,
     CouponNotFound, CouponUnusable, BalanceInsufficient, Overloaded);
@@ -97,21 +98,26 @@ impl Validate for NewOrder {
                 refuse(pointer.to_owned(), format!("must be 0 to {MOST_MINOR}"));
             }
         }
-        let texts = [
-            ("/address/consignee", &self.address.consignee, 64),
-            ("/address/phone", &self.address.phone, 32),
-            ("/address/line", &self.address.line, 256),
-        ];
-        for (pointer, text, most) in texts {
-            let chars = text.chars().count();
-            if !(1..=most).contains(&chars) || text.trim().is_empty() || text.chars().any(char::is_control) {
-                refuse(
-                    pointer.to_owned(),
-                    format!(
-                        "must be 1 to {most} characters, not all blank, none of them a control character"
-                    ),
-                );
-            }
+        validate_address(&self.address, "/address", errors);
+    }
+}
+
+impl Validate for Address {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        validate_address(self, "", errors);
+    }
+}
+
+fn validate_address(address: &Address, at: &str, errors: &mut Vec<FieldError>) {
+    let texts =
+        [("consignee", &address.consignee, 64), ("phone", &address.phone, 32), ("line", &address.line, 256)];
+    for (member, text, most) in texts {
+        let chars = text.chars().count();
+        if !(1..=most).contains(&chars) || text.trim().is_empty() || text.chars().any(char::is_control) {
+            let pointer = format!("{at}/{member}");
+            let detail =
+                format!("must be 1 to {most} characters, not all blank, none of them a control character");
+            errors.push(FieldError { pointer, detail });
         }
     }
 }
@@ -282,6 +288,41 @@ pub(crate) async fn refund_any(
     shown(StatusCode::ACCEPTED, refunding)
 }
 
+/// Says where one of the caller's orders goes, until it is shipped: a take brings its order without an address.
+#[utoipa::path(tag = "orders", params(IdempotencyKey), request_body = Address,
+    responses((status = 200, description = "The order as it is now", body = OrderView), AddressRefusals))]
+#[put("/orders/{id}/address")]
+pub(crate) async fn send_to(
+    orders: Data<OrderService>,
+    req: HttpRequest,
+    caller: Caller,
+    id: PathId<OrderId>,
+    key: IdempotencyKey,
+    body: JsonBody<Address>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(caller.user, &req, &key, body.fingerprint);
+    let order = orders.send_to(By::Customer(caller.user), id.0, &body.value, key).await?;
+    Ok(answered(StatusCode::OK, order))
+}
+
+/// Says where an order of anybody goes, until it is shipped.
+#[utoipa::path(tag = "orders", params(IdempotencyKey), request_body = Address,
+    responses((status = 200, description = "The order as it is now", body = OrderView), AddressRefusals))]
+#[put("/admin/orders/{id}/address")]
+pub(crate) async fn send_any_to(
+    orders: Data<OrderService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<OrderId>,
+    key: IdempotencyKey,
+    body: JsonBody<Address>,
+) -> ApiResult<HttpResponse> {
+    let by = operator.0.user;
+    let key = request_key(by, &req, &key, body.fingerprint);
+    let order = orders.send_to(By::Operator(by), id.0, &body.value, key).await?;
+    Ok(answered(StatusCode::OK, order))
+}
+
 /// Shows an order of anybody, in any state.
 #[utoipa::path(tag = "orders", responses((status = 200, description = "The order", body = OrderView)))]
 #[get("/admin/orders/{id}")]
@@ -419,6 +460,9 @@ impl From<OrderError> for ApiError {
     fn from(error: OrderError) -> Self {
         match error {
             OrderError::NotFound => Self::new(Code::NotFound, "There is no order with this id."),
+            OrderError::AddressFixed(state) => {
+                Self::new(Code::TransitionNotAllowed, format!("The order is {state}: its address stays."))
+            }
             OrderError::Refused { command, state, refusal } => {
                 let code = match (command, refusal) {
                     (_, Refusal::AlreadyRefunded) if command == Command::Refund => Code::AlreadyRefunded,

@@ -10,12 +10,12 @@ use tracing::{info, warn};
 
 use super::desk::{OrderDesk, Work, WorkRefusal};
 use super::machine::{Command, Refusal, State};
-use super::model::{Cause, Order, TimelineEntry};
+use super::model::{Address, Cause, Order, OrderView, TimelineEntry};
 use super::store::{self, Advanced, Due, Listing, Overdue, Policy, Step, StepRefusal};
 use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{LaneError, Lanes};
-use crate::db::{Database, DbFault};
-use crate::idempotency::{Answered, KeyRefusal, RequestKey};
+use crate::db::{AsDbFault, Database, DbFault};
+use crate::idempotency::{self, Answered, KeyRefusal, RequestKey};
 use crate::ids::{Ids, OrderId, UserId};
 use crate::payment::service::{OpenPayments, PaymentError, PaymentService};
 use crate::ports::clock::SharedClock;
@@ -34,6 +34,9 @@ pub enum OrderError {
     NotFound,
     #[error("the order is {state}: {refusal}")]
     Refused { command: Command, state: State, refusal: Refusal },
+    /// It has left, or never will.
+    #[error("the order is {0}: its address stays")]
+    AddressFixed(State),
     #[error(transparent)]
     Key(#[from] KeyRefusal),
     /// A gateway does not say whether money is still coming.
@@ -43,6 +46,12 @@ pub enum OrderError {
     Lane(LaneError<()>),
     #[error(transparent)]
     Db(#[from] DbFault),
+}
+
+impl AsDbFault for OrderError {
+    fn db_fault(&self) -> Option<&DbFault> {
+        if let Self::Db(fault) = self { Some(fault) } else { None }
+    }
 }
 
 /// Who asks.
@@ -167,6 +176,34 @@ impl OrderService {
             }
             answer => answer,
         }
+    }
+
+    /// Says where an order goes, until it is shipped: a flash sale leaves no time to ask before.
+    pub async fn send_to(
+        &self,
+        by: By,
+        id: OrderId,
+        address: &Address,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<OrderView>, OrderError> {
+        let address = serde_json::to_string(address).map_err(DbFault::from)?;
+        let clock = self.0.clock.clone();
+        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
+            let (address, now) = (address.clone(), clock.now());
+            async move {
+                let order = store::lock_one(&tx, id).await?.filter(|order| by.may_see(order));
+                let mut order = order.ok_or(OrderError::NotFound)?;
+                match order.state {
+                    State::AwaitingPayment | State::Paid => {}
+                    state => return Err(OrderError::AddressFixed(state)),
+                }
+                if order.address.as_ref() != Some(&address) {
+                    store::set_address(&tx, &mut order, address, by.cause(), now).await?;
+                }
+                Ok(order.view()?)
+            }
+        })
+        .await
     }
 
     /// An operator says that the goods have left, or have arrived.

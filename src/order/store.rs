@@ -322,6 +322,31 @@ pub async fn hold_draft(tx: &Tx, id: OrderId) -> Result<bool, DbFault> {
     Ok(found.is_some_and(|order| order.state == State::Draft.word()))
 }
 
+/// Notes where an order goes, as a change of its own; `order` must be locked.
+pub async fn set_address(
+    tx: &Tx,
+    order: &mut Order,
+    address: String,
+    cause: Cause,
+    now: Timestamp,
+) -> Result<(), DbFault> {
+    order.version += 1;
+    (order.address, order.updated_at) = (Some(address.clone()), now);
+    orders::Entity::update_many()
+        .col_expr(orders::Column::Address, Expr::value(address))
+        .col_expr(orders::Column::Version, Expr::value(order.version))
+        .col_expr(orders::Column::UpdatedAt, Expr::value(to_micros(now)))
+        .filter(orders::Column::Id.eq(order.id.0))
+        .exec(tx)
+        .await?;
+    let (version, data) = (order.version, "{}".to_owned());
+    let entry = Entry { order: order.id, version, event_type: "address_set", cause, data };
+    let mut script = Script::new();
+    insert_timeline(&[entry], now, &mut script);
+    script.execute(tx).await?;
+    Ok(())
+}
+
 /// Everything about an order that may change after it was made.
 fn update_all(
     backend: DbBackend,

@@ -8,6 +8,7 @@ use crate::support::{Offer, TestApp, eventually, stories};
 
 stories!(
     a_flash_sale_is_bought_and_paid,
+    a_flash_sale_is_sent_where_its_customer_says,
     an_unpaid_order_gives_its_token_back,
     a_cancelled_order_gives_its_token_back,
     money_that_comes_too_late_goes_back,
@@ -51,6 +52,36 @@ async fn a_flash_sale_is_bought_and_paid(app: &TestApp) {
     assert_eq!((&finished["state"], &finished["version"]), (&json!("finished"), &json!(4)));
     alice.post(&format!("/orders/{id}/cancel"), json!({})).await.refused(409, "order_not_cancellable");
     operator.release(bought["take"]["id"].as_str().unwrap()).await.refused(409, "transition_not_allowed");
+}
+
+async fn a_flash_sale_is_sent_where_its_customer_says(app: &TestApp) {
+    let activity = app.running(Offer::of(2).at_price(100)).await;
+    let (alice, bob, operator) =
+        (app.customer("alice").await, app.customer("bob").await, app.operator().await);
+    let order = alice.take(&activity).await.is(201)["order"].clone();
+    assert_eq!(order["address"], Value::Null);
+    let id = order["id"].as_str().unwrap();
+    let address = format!("/orders/{id}/address");
+    let home = json!({"consignee": "Alice", "phone": "555-0100", "line": "1 Moon Street"});
+    alice.put(&address, json!({"consignee": " ", "phone": "1"})).await.refused(422, "validation_failed");
+    bob.put(&address, home.clone()).await.refused(404, "not_found");
+    for _ in 0..2 {
+        let sent = alice.put(&address, home.clone()).await.is(200);
+        assert_eq!((&sent["address"], &sent["version"]), (&home, &json!(2)));
+    }
+    pay(app, &alice, id, "t-1").await;
+    order_of(&alice, id).becomes("paid").await;
+    let work = json!({"consignee": "Alice", "phone": "555-0101", "line": "2 Sun Street"});
+    let moved = operator.put(&format!("/admin{address}"), work.clone()).await.is(200);
+    assert_eq!((&moved["address"], &moved["state"], &moved["version"]), (&work, &json!("paid"), &json!(4)));
+    let shipped = operator.post(&format!("/admin/orders/{id}/ship"), json!({})).await.is(200);
+    assert_eq!(shipped["address"], work);
+    alice.put(&address, home).await.refused(409, "transition_not_allowed");
+
+    let timeline = alice.get(&format!("/orders/{id}/timeline")).await.is(200);
+    let types: Vec<&str> =
+        timeline["items"].as_array().unwrap().iter().map(|entry| entry["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["created", "address_set", "paid", "address_set", "shipped"]);
 }
 
 async fn an_unpaid_order_gives_its_token_back(app: &TestApp) {

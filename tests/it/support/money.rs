@@ -136,6 +136,7 @@ impl Books {
                 ("awaiting_payment", "cancelled") => "cancelled",
                 ("paid", "shipped") => "shipped",
                 ("shipped", "finished") => "finished",
+                ("awaiting_payment" | "paid", "address_set") => state,
                 // Money too much goes back and changes nothing else.
                 (_, "refund_requested") if data["payment_id"].is_string() => state,
                 ("paid" | "shipped" | "finished", "refund_requested") => {

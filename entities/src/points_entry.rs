@@ -8,12 +8,14 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i64,
     pub user_id: i64,
-    /// The order.
+    /// The order, or the adjustment itself.
     pub reference_id: i64,
-    /// `earned` or `taken_back`.
+    /// `earned`, `taken_back` or `adjustment`.
     pub kind: String,
     pub points: i64,
     pub points_after: i64,
+    pub reason: Option<String>,
+    pub made_by: Option<i64>,
     pub created_at: i64,
 }
 

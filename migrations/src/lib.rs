@@ -23,6 +23,7 @@ mod m20261121_000012_wallet_and_coupon;
 mod m20261121_000013_notification;
 mod m20261121_000014_reconciliation_kept;
 mod m20261121_000015_payment_wish;
+mod m20261121_000016_points_and_stores;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -47,6 +48,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000013_notification::Migration),
             Box::new(m20261121_000014_reconciliation_kept::Migration),
             Box::new(m20261121_000015_payment_wish::Migration),
+            Box::new(m20261121_000016_points_and_stores::Migration),
         ]
     }
 }

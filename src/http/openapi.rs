@@ -33,7 +33,7 @@ use crate::error::{ApiError, Code, FieldError};
         (name = "shop", description = "Goods with a price and a quantity, and what users are about to order"),
         (name = "orders", description = "What was bought, until it ends well"),
         (name = "payments", description = "Money for orders, and back"),
-        (name = "wallet", description = "Balances and what changed them"),
+        (name = "wallet", description = "Balances and points, and what changed them"),
         (name = "coupons", description = "What takes something off an order"),
         (name = "notifications", description = "What users are told"),
         (name = "jobs", description = "Work that one node does for all, by schedule or when asked for"),

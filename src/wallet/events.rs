@@ -23,6 +23,7 @@ words! {
     PointsChange, "kind of change of points" {
         Earned = "earned",
         TakenBack = "taken_back",
+        Adjustment = "adjustment",
     }
 }
 

@@ -37,16 +37,16 @@ enum Outcome {
     Insufficient { balance_minor: i64 },
 }
 
-/// Why balances are to change, for all changes of one transaction.
+/// Why balances or points are to change, for all changes of one transaction.
 #[derive(Debug, Clone)]
-struct Purpose {
-    kind: BalanceChange,
-    reason: Option<String>,
-    made_by: Option<UserId>,
+pub(super) struct Purpose<Kind> {
+    pub(super) kind: Kind,
+    pub(super) reason: Option<String>,
+    pub(super) made_by: Option<UserId>,
 }
 
-impl From<BalanceChange> for Purpose {
-    fn from(kind: BalanceChange) -> Self {
+impl<Kind> From<Kind> for Purpose<Kind> {
+    fn from(kind: Kind) -> Self {
         Self { kind, reason: None, made_by: None }
     }
 }
@@ -148,7 +148,7 @@ impl Ledger {
         &self,
         tx: &Tx,
         now: Timestamp,
-        purpose: Purpose,
+        purpose: Purpose<BalanceChange>,
         change: Change,
     ) -> Result<Outcome, DbFault> {
         let outcomes = self.change(tx, now, purpose, vec![change]).await?;
@@ -160,7 +160,7 @@ impl Ledger {
         &self,
         tx: &Tx,
         now: Timestamp,
-        purpose: Purpose,
+        purpose: Purpose<BalanceChange>,
         changes: Vec<Change>,
     ) -> Result<Vec<Outcome>, DbFault> {
         if changes.is_empty() {
@@ -272,7 +272,7 @@ async fn known(tx: &Tx, kind: BalanceChange, changes: &[Change]) -> Result<HashS
 }
 
 fn write_entries(
-    purpose: Purpose,
+    purpose: Purpose<BalanceChange>,
     now: Timestamp,
     made: &[(LedgerEntryId, Change, i64)],
     script: &mut Script,

@@ -10,6 +10,7 @@
 //! Points are for paid orders, by what a gateway captured for them. They follow `order.paid.v1`, not
 //! `payment.succeeded.v1`: a capture that comes late or twice succeeds as well, but pays no order and is sent back, and
 //! must not leave points behind. A refund takes them back, and one that overtakes its payment keeps them from being given.
+//! What operators add or take is told by no event: `points.added.v1` promises the order.
 
 pub mod api;
 pub mod events;
@@ -23,5 +24,7 @@ mod service;
 mod tests;
 
 pub use ledger::Ledger;
-pub use model::{Account, Adjusted, Adjustment, Entry, WalletError};
+pub use model::{
+    Account, Adjusted, Adjustment, Entry, PointsAdjusted, PointsAdjustment, PointsEntry, WalletError,
+};
 pub use service::WalletService;

@@ -1,17 +1,20 @@
 //! Parsed values.
 
-use entities::{wallet_account, wallet_entry};
+use entities::{points_entry, wallet_account, wallet_entry};
 use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
 
-use super::events::BalanceChange;
+use super::events::{BalanceChange, PointsChange};
 use crate::db::{AsDbFault, DbFault};
 use crate::idempotency::KeyRefusal;
 use crate::ids::{LedgerEntryId, OrderId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::money::{Currency, MOST_MINOR};
 use crate::ports::clock::{Timestamp, from_micros};
+
+/// The most points that an adjustment leaves a user with.
+pub(super) const MOST_POINTS: i64 = 1_000_000_000_000;
 
 /// What a user has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,7 +95,71 @@ impl Entry {
     }
 }
 
-/// Why a balance stays as it is.
+/// A wish to change a user's points.
+#[derive(Debug, Clone)]
+pub struct PointsAdjustment {
+    pub user: UserId,
+    /// What to add; to take, if negative; not 0.
+    pub points: i64,
+    pub reason: String,
+    pub by: UserId,
+}
+
+/// Points that were adjusted.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PointsAdjusted {
+    pub id: LedgerEntryId,
+    pub user_id: UserId,
+    /// What was added; taken, if negative.
+    pub points: i64,
+    /// The user's points since then.
+    pub points_total: i64,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+/// A change of a user's points.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PointsEntry {
+    pub id: LedgerEntryId,
+    pub kind: PointsChange,
+    /// What was added; taken, if negative.
+    pub points: i64,
+    /// The user's points since then.
+    pub points_total: i64,
+    /// Null for an adjustment.
+    #[schema(required = true)]
+    pub order_id: Option<OrderId>,
+    /// Of an adjustment.
+    #[schema(required = true)]
+    pub reason: Option<String>,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+}
+
+impl TryFrom<points_entry::Model> for PointsEntry {
+    type Error = DbFault;
+
+    fn try_from(row: points_entry::Model) -> Result<Self, DbFault> {
+        let kind = row.kind.parse()?;
+        Ok(Self {
+            id: LedgerEntryId(row.id),
+            kind,
+            points: row.points,
+            points_total: row.points_after,
+            order_id: match kind {
+                PointsChange::Earned | PointsChange::TakenBack => Some(OrderId(row.reference_id)),
+                PointsChange::Adjustment => None,
+            },
+            reason: row.reason,
+            created_at: from_micros(row.created_at),
+        })
+    }
+}
+
+/// Why a balance, or points, stay as they are.
 #[derive(Debug, Error)]
 pub enum WalletError {
     #[error("there is no such user")]
@@ -101,6 +168,10 @@ pub enum WalletError {
     Insufficient { balance_minor: i64 },
     #[error("a balance is at most {MOST_MINOR}")]
     TooMuch,
+    #[error("the user has {points} points")]
+    PointsInsufficient { points: i64 },
+    #[error("a user has at most {MOST_POINTS} points")]
+    TooManyPoints,
     #[error(transparent)]
     Key(#[from] KeyRefusal),
     #[error(transparent)]
@@ -111,7 +182,12 @@ impl AsDbFault for WalletError {
     fn db_fault(&self) -> Option<&DbFault> {
         match self {
             Self::Db(fault) => Some(fault),
-            Self::UserUnknown | Self::Insufficient { .. } | Self::TooMuch | Self::Key(_) => None,
+            Self::UserUnknown
+            | Self::Insufficient { .. }
+            | Self::TooMuch
+            | Self::PointsInsufficient { .. }
+            | Self::TooManyPoints
+            | Self::Key(_) => None,
         }
     }
 }

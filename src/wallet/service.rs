@@ -1,10 +1,12 @@
 //! The front door: what the API does with wallets.
 
-use entities::{wallet_account, wallet_entry};
+use entities::{points_entry, wallet_account, wallet_entry};
 use sea_orm::{ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::ledger::Ledger;
-use super::model::{Account, Adjusted, Adjustment, Entry, WalletError};
+use super::model::{
+    Account, Adjusted, Adjustment, Entry, PointsAdjusted, PointsAdjustment, PointsEntry, WalletError,
+};
 use crate::db::{Database, DbFault};
 use crate::idempotency::{self, Answered, RequestKey};
 use crate::identity;
@@ -58,6 +60,25 @@ impl WalletService {
         .await
     }
 
+    /// Changes a user's points.
+    pub async fn adjust_points(
+        &self,
+        wish: PointsAdjustment,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<PointsAdjusted>, WalletError> {
+        let (ledger, clock) = (self.ledger.clone(), self.clock.clone());
+        idempotency::once(&self.db, &self.clock, key, 201, move |tx| {
+            let (ledger, now, wish) = (ledger.clone(), clock.now(), wish.clone());
+            async move {
+                if !identity::exists(&tx, wish.user).await? {
+                    return Err(WalletError::UserUnknown);
+                }
+                ledger.adjust_points(&tx, now, wish).await
+            }
+        })
+        .await
+    }
+
     /// The changes of a user's balance, newest first, older than `before`.
     pub async fn entries(
         &self,
@@ -73,6 +94,24 @@ impl WalletService {
             }
             let rows = query.order_by_desc(wallet_entry::Column::Id).limit(limit).all(&connection).await?;
             rows.into_iter().map(|row| Entry::new(row, currency)).collect()
+        };
+        self.db.read(read).await
+    }
+
+    /// The changes of a user's points, newest first, older than `before`.
+    pub async fn points_entries(
+        &self,
+        user: UserId,
+        before: Option<LedgerEntryId>,
+        limit: u64,
+    ) -> Result<Vec<PointsEntry>, DbFault> {
+        let read = move |connection: DatabaseConnection| async move {
+            let mut query = points_entry::Entity::find().filter(points_entry::Column::UserId.eq(user.0));
+            if let Some(before) = before {
+                query = query.filter(points_entry::Column::Id.lt(before.0));
+            }
+            let rows = query.order_by_desc(points_entry::Column::Id).limit(limit).all(&connection).await?;
+            rows.into_iter().map(PointsEntry::try_from).collect()
         };
         self.db.read(read).await
     }

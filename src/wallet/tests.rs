@@ -1,4 +1,5 @@
-//! Random histories of one balance on a real SQLite file: whatever happens, it is the sum of its entries and not negative.
+//! Random histories of balances and points on a real SQLite file: whatever happens, they are the sums of their entries
+//! and not negative.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use sea_orm::EntityTrait;
 
-use super::model::{Adjustment, WalletError};
+use super::model::{Adjustment, PointsAdjustment, WalletError};
 use super::points::Earning;
 use super::reconcile::AccountsAgainstEntries;
 use super::{Account, Ledger};
@@ -25,6 +26,7 @@ enum Step {
     Adjust(i64, i64),
     Earn(i64, i64, i64),
     TakeBack(i64, i64),
+    AdjustPoints(i64, i64),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -35,7 +37,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (users.clone(), -60..100_i64).prop_filter("0 is refused", |(_, minor)| *minor != 0)
             .prop_map(|(user, minor)| Step::Adjust(user, minor)),
         2 => (orders.clone(), users.clone(), 1..50_i64).prop_map(|(order, user, points)| Step::Earn(order, user, points)),
-        1 => (orders, users).prop_map(|(order, user)| Step::TakeBack(order, user)),
+        1 => (orders, users.clone()).prop_map(|(order, user)| Step::TakeBack(order, user)),
+        1 => (users, -40..40_i64).prop_filter("0 is refused", |(_, points)| *points != 0)
+            .prop_map(|(user, points)| Step::AdjustPoints(user, points)),
     ];
     proptest::collection::vec(step, 1..40)
 }
@@ -152,6 +156,27 @@ impl Shop {
         }
     }
 
+    async fn adjust_points(&mut self, user: i64, points: i64) {
+        let ledger = self.ledger.clone();
+        let wish = PointsAdjustment { user: UserId(user), points, reason: "test".into(), by: UserId(9) };
+        let adjusting = self.db.transaction(move |tx| {
+            let (ledger, wish) = (ledger.clone(), wish.clone());
+            async move { ledger.adjust_points(&tx, SystemClock.now(), wish).await }
+        });
+        let account = self.model.accounts.entry(user).or_default();
+        match adjusting.await {
+            Ok(adjusted) => {
+                account.points += points;
+                assert_eq!(adjusted.points_total, account.points);
+            }
+            Err(WalletError::PointsInsufficient { points: had }) => {
+                assert_eq!(had, account.points);
+                assert!(had + points < 0);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     async fn adds_up(&self) {
         let read = self.db.read::<_, DbFault, _, _>(|connection| async move {
             Ok(entities::wallet_account::Entity::find().all(&connection).await?)
@@ -175,6 +200,7 @@ async fn play(steps: Vec<Step>) {
             Step::Adjust(user, minor) => shop.adjust(user, minor).await,
             Step::Earn(order, user, points) => shop.earn(order, user, points).await,
             Step::TakeBack(order, user) => shop.take_back(order, user).await,
+            Step::AdjustPoints(user, points) => shop.adjust_points(user, points).await,
         }
         shop.adds_up().await;
     }

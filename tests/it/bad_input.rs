@@ -311,6 +311,7 @@ async fn a_bad_reason_is_refused(app: &TestApp) {
         (&alice, format!("/orders/{paid}/refunds"), json!({})),
         (&operator, format!("/admin/takes/{}/release", take.id), json!({})),
         (&operator, format!("/admin/users/{}/wallet-adjustments", alice.user_id), json!({"amount_minor": 1})),
+        (&operator, format!("/admin/users/{}/points-adjustments", alice.user_id), json!({"points": 1})),
         (&operator, format!("/admin/activities/{giveaway}/stock-adjustments"), json!({"delta": 1})),
     ];
     let bad = [

@@ -8,6 +8,7 @@ use tombola::db::Database;
 use tombola::ids::{OrderId, UserId};
 use tombola::wallet::{Ledger, WalletError};
 
+use crate::lists::pages;
 use crate::support::payments::{notice, order_of, pay, signed_notice};
 use crate::support::shop::{self, Fate, order, tell_of};
 use crate::support::{Answer, Client, Offer, START, TestApp, eventually, stories};
@@ -16,6 +17,8 @@ stories!(
     an_operator_adjusts_a_balance,
     what_an_order_took_goes_back_once,
     paid_orders_earn_points,
+    an_operator_adjusts_points,
+    points_are_never_taken_twice,
     a_late_payment_leaves_no_points,
     a_balance_is_never_spent_twice,
     a_spoilt_balance_is_counted_again,
@@ -129,6 +132,102 @@ async fn paid_orders_earn_points(app: &TestApp) {
     assert_eq!(points().await, 109);
     let told = app.events(&alice.user_id, "points.added.v1").await;
     assert_eq!(told.iter().map(|event| &event["data"]["points_total"]).collect::<Vec<_>>(), [109, 218]);
+}
+
+async fn an_operator_adjusts_points(app: &TestApp) {
+    let (alice, bob, operator) =
+        (app.customer("alice").await, app.customer("bob").await, app.operator().await);
+    let path = format!("/admin/users/{}/points-adjustments", alice.user_id);
+    let once = async |points: i64| {
+        let request = operator.request(reqwest::Method::POST, &path).header("idempotency-key", "sorry");
+        Answer::to(request.json(&json!({"points": points, "reason": "sorry"}))).await
+    };
+    let (first, again) = (once(50).await, once(50).await);
+    assert!(again.is_replayed());
+    once(51).await.refused(422, "idempotency_key_reused");
+    let (first, again) = (first.is(201), again.is(201));
+    assert_eq!(first, again);
+    let at = START.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+    assert_eq!(
+        first,
+        json!({
+            "id": first["id"], "user_id": alice.user_id, "points": 50, "points_total": 50, "created_at": at,
+        })
+    );
+
+    // Earned between two adjustments: 109.00 payable, a point each; taken back is what is left of them.
+    let order = order(&alice, 1);
+    tell_of(app, &[(&order, Fate::Paid)]).await;
+    let points = async || alice.get("/me").await.is(200)["points"].as_i64().unwrap();
+    eventually(async || points().await == 159).await;
+    let wish = |points: i64| json!({"points": points, "reason": "taken by hand"});
+    operator.post(&path, wish(-160)).await.refused(409, "balance_insufficient");
+    assert_eq!(operator.post(&path, wish(-100)).await.is(201)["points_total"], 59);
+    tell_of(app, &[(&order, Fate::Refunded { shipped: false })]).await;
+    eventually(async || points().await == 0).await;
+    operator.post(&path, wish(-1)).await.refused(409, "balance_insufficient");
+
+    for points in [0, 1_000_000_000_001, -1_000_000_000_001, i64::MIN] {
+        let problem = operator.post(&path, wish(points)).await.refused(422, "validation_failed");
+        assert_eq!(problem["errors"][0]["pointer"], "/points");
+    }
+    operator.post(&path, wish(1)).await.is(201);
+    let problem = operator.post(&path, wish(1_000_000_000_000)).await.refused(422, "validation_failed");
+    assert_eq!(problem["errors"][0]["pointer"], "/points");
+    operator.post("/admin/users/7/points-adjustments", wish(1)).await.refused(404, "not_found");
+    app.viewer().await.post(&path, wish(1)).await.refused(403, "forbidden");
+    alice.post(&path, wish(1)).await.refused(403, "forbidden");
+    app.nobody().post(&path, wish(1)).await.refused(401, "unauthenticated");
+
+    let mine = alice.get("/me/points-entries").await.is(200);
+    let shown = mine["items"].as_array().unwrap().iter();
+    let shown: Vec<_> =
+        shown.map(|entry| json!([entry["kind"], entry["points"], entry["points_total"]])).collect();
+    assert_eq!(
+        shown,
+        [
+            json!(["adjustment", 1, 1]),
+            json!(["taken_back", -59, 0]),
+            json!(["adjustment", -100, 59]),
+            json!(["earned", 109, 159]),
+            json!(["adjustment", 50, 50]),
+        ]
+    );
+    let (earned, adjusted) = (&mine["items"][3], &mine["items"][4]);
+    assert_eq!((&earned["order_id"], &earned["reason"]), (&json!(order.id.to_string()), &Value::Null));
+    assert_eq!((&adjusted["order_id"], &adjusted["reason"]), (&Value::Null, &json!("sorry")));
+    assert_eq!((&adjusted["id"], &adjusted["created_at"]), (&first["id"], &first["created_at"]));
+    let list = format!("/admin/users/{}/points-entries", alice.user_id);
+    assert_eq!(app.viewer().await.get(&list).await.is(200), mine);
+    bob.get(&list).await.refused(403, "forbidden");
+    assert_eq!(bob.get("/me/points-entries").await.is(200)["items"], json!([]));
+    let by_two = pages(&alice, "/me/points-entries", 2).await;
+    assert_eq!(by_two.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 1]);
+
+    // Only what an order brings is told.
+    app.is_quiet().await;
+    assert_eq!(app.events(&alice.user_id, "points.added.v1").await.len(), 1);
+    let run = operator.post("/admin/reconciliations", json!({})).await.is(201);
+    assert_eq!(run["found"], 0, "{run}");
+}
+
+async fn points_are_never_taken_twice(app: &TestApp) {
+    let (alice, operator) = (app.customer("alice").await, app.operator().await);
+    let path = format!("/admin/users/{}/points-adjustments", alice.user_id);
+    let adjust =
+        async |points: i64| operator.post(&path, json!({"points": points, "reason": "a story"})).await;
+    adjust(100).await.is(201);
+    // Ten at once: there is enough for three.
+    let answers = join_all((0..10).map(|_| adjust(-30))).await;
+    let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 201);
+    let mut left: Vec<i64> =
+        taken.into_iter().map(|answer| answer.is(201)["points_total"].as_i64().unwrap()).collect();
+    left.sort_unstable();
+    assert_eq!(left, [10, 40, 70]);
+    for answer in refused {
+        answer.refused(409, "balance_insufficient");
+    }
+    assert_eq!(alice.get("/me").await.is(200)["points"], 10);
 }
 
 async fn a_spoilt_balance_is_counted_again(app: &TestApp) {

@@ -18,6 +18,7 @@ words! {
         OrderCancelled = "order_cancelled",
         OrderRefunded = "order_refunded",
         PaymentFailed = "payment_failed",
+        PaymentReturned = "payment_returned",
     }
 }
 

@@ -7,7 +7,8 @@ use crate::messaging::envelope::{Envelope, Undecodable};
 use crate::order::events::{Cancelled, Created, Finished, Paid, Refunded, Shipped};
 use crate::order::machine::State;
 use crate::order::model::CancelCause;
-use crate::payment::events::PaymentFailed;
+use crate::payment::events::{PaymentFailed, RefundRequested};
+use crate::payment::model::RefundCause;
 
 /// What one user is to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,7 @@ const COMMANDS: &[(EventType, Command)] = &[
     (EventType::OrderCancelled, cancelled),
     (EventType::OrderRefunded, refunded),
     (EventType::PaymentFailed, payment_failed),
+    (EventType::RefundRequested, payment_returned),
 ];
 
 /// Every event that a user may be told of.
@@ -41,6 +43,7 @@ pub(super) const TYPES: &[EventType] = &[
     EventType::OrderCancelled,
     EventType::OrderRefunded,
     EventType::PaymentFailed,
+    EventType::RefundRequested,
 ];
 
 /// What the user of `event` is to be told, if anything.
@@ -162,6 +165,27 @@ fn payment_failed(event: &Envelope) -> Result<Option<Message>, Undecodable> {
     }))
 }
 
+fn payment_returned(event: &Envelope) -> Result<Option<Message>, Undecodable> {
+    let refund: RefundRequested = event.payload()?;
+    let why = match refund.cause {
+        // Told once its money is back.
+        RefundCause::Order => return Ok(None),
+        RefundCause::LatePayment => "came after the order had ended",
+        RefundCause::DoublePayment => "was one too many",
+    };
+    let amount = refund.currency.amount(refund.amount_minor);
+    Ok(Some(Message {
+        user: refund.user_id,
+        order: refund.order_id,
+        kind: NotificationKind::PaymentReturned,
+        title: "Your payment goes back",
+        body: format!(
+            "Your payment of {amount} for order {} {why}. It goes back the way you paid.",
+            refund.order_id
+        ),
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,10 +206,18 @@ mod tests {
         envelope
     }
 
+    fn surplus(cause: &str) -> Envelope {
+        changed(EventType::RefundRequested, r#""cause": "order""#, &format!(r#""cause": "{cause}""#))
+    }
+
     #[test]
     fn each_event_has_its_command() {
         assert_eq!(COMMANDS.iter().map(|(event, _)| *event).collect::<Vec<_>>(), TYPES);
-        let kinds = TYPES.iter().filter_map(|event| told(&fixture(*event))).map(|(kind, _)| kind);
+        let events = TYPES.iter().map(|event| match event {
+            EventType::RefundRequested => surplus("late_payment"),
+            event => fixture(*event),
+        });
+        let kinds = events.filter_map(|event| told(&event)).map(|(kind, _)| kind);
         assert_eq!(kinds.collect::<Vec<_>>(), NotificationKind::ALL);
         let unexpected = message(&fixture(EventType::ActivityTaken));
         assert!(matches!(unexpected, Err(Undecodable::Unexpected(_))), "{unexpected:?}");
@@ -209,13 +241,17 @@ mod tests {
         ] {
             assert_eq!(told(&fixture(event)).unwrap().1, body);
         }
+        let twice = told(&surplus("double_payment")).unwrap().1;
+        let why = "was one too many. It goes back the way you paid.";
+        assert_eq!(twice, format!("Your payment of CNY 100.00 for order {order} {why}"));
     }
 
     #[test]
-    fn what_nobody_saw_is_not_told() {
+    fn what_need_not_be_known_is_not_told() {
         let at_once = changed(EventType::OrderCreated, r#""awaiting_payment""#, r#""paid""#);
         assert_eq!(told(&at_once), None);
         let draft = changed(EventType::OrderCancelled, r#""state": "cancelled""#, r#""state": "invalid""#);
         assert_eq!(told(&draft), None);
+        assert_eq!(told(&fixture(EventType::RefundRequested)), None);
     }
 }

@@ -5,11 +5,17 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::lists::pages;
-use crate::support::payments::{order_of, pay};
+use crate::support::alipay::FakeAlipay;
+use crate::support::payments::{ask_gateways, buy, notice, open, order_of, pay, signed_notice};
 use crate::support::shop::{Fate, order, tell_of};
 use crate::support::{Client, Offer, TestApp, eventually, stories};
 
-stories!(an_orders_life_is_told, a_purchase_is_told, a_notification_is_read_by_its_user);
+stories!(
+    an_orders_life_is_told,
+    a_purchase_is_told,
+    money_too_much_is_told,
+    a_notification_is_read_by_its_user
+);
 
 async fn told(customer: &Client) -> Vec<Value> {
     let page = customer.get("/me/notifications?limit=100").await.is(200);
@@ -74,6 +80,40 @@ async fn a_purchase_is_told(app: &TestApp) {
     let kinds: BTreeSet<&str> = notifications.iter().map(|told| told["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, BTreeSet::from(["order_awaiting_payment", "order_paid"]));
     assert!(notifications.iter().all(|told| told["order_id"] == *order), "{notifications:?}");
+}
+
+async fn money_too_much_is_told(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let (cancelled, twice) = (buy(app, &alice).await, buy(app, &alice).await);
+    let late = open(&alice, &cancelled, "sandbox").await;
+    alice.post(&format!("/orders/{cancelled}/cancel"), json!({})).await.is(200);
+    for _ in 0..2 {
+        signed_notice(app, &notice(&late, "t-late", 1234)).await.is(200);
+    }
+    let second = open(&alice, &twice, "alipay").await;
+    pay(app, &alice, &twice, "t-1").await;
+    order_of(&alice, &twice).becomes("paid").await;
+    alipay.pay(&second, 1234);
+    ask_gateways(app).await;
+
+    let returned = async |order: &str| {
+        let told = told(&alice).await.into_iter();
+        told.filter(|told| told["kind"] == "payment_returned" && told["order_id"] == *order)
+            .collect::<Vec<_>>()
+    };
+    for (order, why) in [(&cancelled, "came after the order had ended"), (&twice, "was one too many")] {
+        eventually(async || !returned(order).await.is_empty()).await;
+        app.is_quiet().await;
+        let returned = returned(order).await;
+        assert_eq!(returned.len(), 1, "{returned:?}");
+        assert_eq!(returned[0]["title"], "Your payment goes back");
+        assert_eq!(
+            returned[0]["body"],
+            format!("Your payment of CNY 12.34 for order {order} {why}. It goes back the way you paid.")
+        );
+    }
 }
 
 async fn a_notification_is_read_by_its_user(app: &TestApp) {

@@ -43,9 +43,8 @@ pub struct CartItem {
 }
 
 /// A user's cart, in the order things were put into it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cart {
-    #[schema(max_items = 100)]
     pub items: Vec<CartItem>,
     /// What everything that is on sale costs now.
     pub goods_amount_minor: i64,

@@ -2,14 +2,15 @@
 
 use actix_web::web::{Data, Json};
 use actix_web::{HttpResponse, delete, get, put};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::cart::{Cart, CartError, CartItem, CartService, MOST_UNITS};
 use crate::error::{ApiError, Code, FieldError};
-use crate::http::{ApiResult, JsonBody, PathId, Validate};
+use crate::http::{ApiResult, JsonBody, List, PathId, Validate};
 use crate::identity::Caller;
 use crate::ids::GoodsId;
+use crate::money::Currency;
 use crate::refusals;
 
 refusals!(PutRefusals: CartFull);
@@ -31,11 +32,29 @@ impl Validate for CartItemBody {
     }
 }
 
+/// A user's cart, in the order things were put into it; all of it at once.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Cart)]
+pub(crate) struct CartView {
+    #[serde(flatten)]
+    list: List<CartItem>,
+    /// What everything that is on sale costs now.
+    goods_amount_minor: i64,
+    currency: Currency,
+}
+
+impl From<Cart> for CartView {
+    fn from(cart: Cart) -> Self {
+        let Cart { items, goods_amount_minor, currency } = cart;
+        Self { list: List::whole(items), goods_amount_minor, currency }
+    }
+}
+
 /// The caller's cart, with the prices and the stock of now.
-#[utoipa::path(tag = "shop", responses((status = 200, description = "The cart", body = Cart)))]
+#[utoipa::path(tag = "shop", responses((status = 200, description = "The cart", body = CartView)))]
 #[get("/cart")]
-pub(crate) async fn show(carts: Data<CartService>, caller: Caller) -> ApiResult<Json<Cart>> {
-    Ok(Json(carts.show(caller.user).await?))
+pub(crate) async fn show(carts: Data<CartService>, caller: Caller) -> ApiResult<Json<CartView>> {
+    Ok(Json(carts.show(caller.user).await?.into()))
 }
 
 /// Puts goods into the caller's cart, or changes how many.

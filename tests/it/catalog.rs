@@ -257,7 +257,7 @@ async fn bad_goods_are_refused(app: &TestApp) {
 
 async fn a_cart_shows_the_prices_of_now(app: &TestApp) {
     let (operator, alice) = (app.operator().await, app.customer("alice").await);
-    let empty = json!({"items": [], "goods_amount_minor": 0, "currency": "CNY"});
+    let empty = json!({"items": [], "next_cursor": null, "goods_amount_minor": 0, "currency": "CNY"});
     assert_eq!(alice.get("/cart").await.is(200), empty);
 
     let tea = create(&operator, tea()).await;

@@ -115,6 +115,8 @@ define_id! {
     ReconciliationId,
     /// Names money on its way back.
     RefundId,
+    /// Names a store.
+    StoreId,
     /// Names a take.
     TakeId,
     /// Names an access token, so that it can be revoked.

@@ -9,6 +9,7 @@ pub struct Model {
     pub id: i64,
     pub name: String,
     pub description: String,
+    pub store_id: Option<i64>,
     /// `on_sale` or `off_sale`.
     pub state: String,
     pub price_minor: i64,

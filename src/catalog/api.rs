@@ -16,7 +16,7 @@ use crate::http::{
     present, request_key, validate_reason,
 };
 use crate::identity::Caller;
-use crate::ids::GoodsId;
+use crate::ids::{GoodsId, StoreId};
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
@@ -34,6 +34,8 @@ pub(crate) struct GoodsBody {
     #[serde(default)]
     #[schema(max_length = 2000)]
     description: String,
+    /// The store they belong to, if any; it need not be known here.
+    store_id: Option<StoreId>,
     #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
     price_minor: i64,
     #[schema(minimum = 0, maximum = 2_147_483_647)]
@@ -50,6 +52,10 @@ pub(crate) struct GoodsEdit {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, max_length = 2000)]
     description: Option<String>,
+    /// Null: of no store any more.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<StoreId>)]
+    store_id: Option<Option<StoreId>>,
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = i64, required = false, minimum = 0, maximum = 1_000_000_000_000_i64)]
     price_minor: Option<i64>,
@@ -181,7 +187,7 @@ impl GoodsBody {
         let stock_total = parsed(&mut errors, "/stock_total", units.ok_or(Invalid::Stock));
         match (name, description, price, stock_total) {
             (Some(name), Some(description), Some(price), Some(stock_total)) => {
-                Ok(NewGoods { name, description, price, stock_total })
+                Ok(NewGoods { name, description, store: self.store_id, price, stock_total })
             }
             _ => Err(errors),
         }
@@ -196,6 +202,7 @@ impl GoodsEdit {
         let changes = Edit {
             name: name.and_then(|name| parsed(&mut errors, "/name", name)),
             description: description.and_then(|text| parsed(&mut errors, "/description", text)),
+            store: self.store_id,
             price: self
                 .price_minor
                 .and_then(|minor| parsed(&mut errors, "/price_minor", Price::parse(minor))),

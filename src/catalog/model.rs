@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::actors::batching::Unserved;
 use crate::db::{AsDbFault, DbFault};
 use crate::idempotency::KeyRefusal;
-use crate::ids::{GoodsId, LedgerEntryId, UserId};
+use crate::ids::{GoodsId, LedgerEntryId, StoreId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::money::{Currency, MOST_MINOR};
 use crate::ports::clock::{Timestamp, from_micros};
@@ -96,6 +96,7 @@ impl Price {
 pub struct NewGoods {
     pub name: Name,
     pub description: Description,
+    pub store: Option<StoreId>,
     pub price: Price,
     /// Not negative.
     pub stock_total: i32,
@@ -106,6 +107,8 @@ pub struct NewGoods {
 pub struct Edit {
     pub name: Option<Name>,
     pub description: Option<Description>,
+    /// `Some(None)`: of no store any more.
+    pub store: Option<Option<StoreId>>,
     pub price: Option<Price>,
     pub state: Option<State>,
 }
@@ -116,6 +119,7 @@ pub struct Goods {
     pub id: GoodsId,
     pub name: Name,
     pub description: Description,
+    pub store: Option<StoreId>,
     pub state: State,
     pub price: Price,
     pub stock: Stock,
@@ -145,6 +149,7 @@ impl Goods {
         Self {
             name: edit.name.unwrap_or_else(|| self.name.clone()),
             description: edit.description.unwrap_or_else(|| self.description.clone()),
+            store: edit.store.unwrap_or(self.store),
             price: edit.price.unwrap_or(self.price),
             state: edit.state.unwrap_or(self.state),
             ..self.clone()
@@ -158,6 +163,7 @@ impl Goods {
             id: self.id,
             name: self.name.0,
             description: self.description.0,
+            store_id: self.store,
             price_minor: self.price.0,
             currency,
             stock: self.stock,
@@ -177,6 +183,7 @@ impl TryFrom<goods::Model> for Goods {
             id: GoodsId(row.id),
             name: Name::parse(row.name).map_err(invalid)?,
             description: Description::parse(row.description).map_err(invalid)?,
+            store: row.store_id.map(StoreId),
             state: row.state.parse()?,
             price: Price::parse(row.price_minor).map_err(invalid)?,
             stock: Stock { total: row.stock_total, available: row.available },
@@ -194,6 +201,9 @@ pub struct GoodsView {
     pub id: GoodsId,
     pub name: String,
     pub description: String,
+    /// The store they belong to, if any.
+    #[schema(required = true)]
+    pub store_id: Option<StoreId>,
     #[schema(minimum = 0)]
     pub price_minor: i64,
     pub currency: Currency,

@@ -168,6 +168,7 @@ async fn create(tx: &Tx, ids: &Ids, now: Timestamp, by: UserId, new: NewGoods) -
         id: ids.next()?,
         name: new.name,
         description: new.description,
+        store: new.store,
         state: State::OnSale,
         price: new.price,
         stock: Stock { total: new.stock_total, available: new.stock_total },

@@ -73,6 +73,7 @@ fn row(goods: &Goods) -> goods::ActiveModel {
         id: Set(goods.id.0),
         name: Set(goods.name.as_str().to_owned()),
         description: Set(goods.description.as_str().to_owned()),
+        store_id: Set(goods.store.map(|store| store.0)),
         state: Set(goods.state.word().to_owned()),
         price_minor: Set(goods.price.minor()),
         stock_total: Set(goods.stock.total),

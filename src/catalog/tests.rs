@@ -47,7 +47,7 @@ impl Story {
     async fn goods(&self, stock_total: i32) -> GoodsId {
         let name = Name::parse("Mooncakes".to_owned()).unwrap();
         let (description, price) = (Description::default(), Price::parse(1999).unwrap());
-        let new = NewGoods { name, description, price, stock_total };
+        let new = NewGoods { name, description, store: None, price, stock_total };
         match self.catalog.create(OPERATOR, new, None).await.unwrap() {
             Answered::Fresh(goods) => goods.id,
             Answered::Replayed(_) => unreachable!("it has no key"),

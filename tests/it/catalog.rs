@@ -10,6 +10,7 @@ use crate::support::{Answer, Client, START, TestApp, stories};
 stories!(
     goods_are_created_and_shown,
     goods_are_edited,
+    goods_may_belong_to_a_store,
     goods_off_sale_are_not_shown,
     goods_come_in_pages,
     goods_are_created_and_adjusted_once_per_key,
@@ -51,7 +52,7 @@ async fn goods_are_created_and_shown(app: &TestApp) {
         created,
         json!({
             "id": created["id"], "name": "Tea", "description": "Green.\nFrom the hills \u{1f343}",
-            "price_minor": 1999, "currency": "CNY", "on_sale": true, "version": 1,
+            "store_id": null, "price_minor": 1999, "currency": "CNY", "on_sale": true, "version": 1,
             "stock": {"total": 10, "available": 10}, "created_at": at, "updated_at": at,
         })
     );
@@ -85,6 +86,32 @@ async fn goods_are_edited(app: &TestApp) {
     assert_eq!(operator.patch(&path, edit).await.is(200), edited);
     assert_eq!(operator.patch(&path, json!({})).await.is(200), edited);
     operator.patch("/admin/goods/1", json!({})).await.refused(404, "not_found");
+}
+
+async fn goods_may_belong_to_a_store(app: &TestApp) {
+    let (operator, alice) = (app.operator().await, app.customer("alice").await);
+    let store = |id: &str| json!({"store_id": id});
+    let mut body = tea();
+    body["store_id"] = json!("9223372036854775807");
+    let created = operator.post("/admin/goods", body).await.is(201);
+    assert_eq!(created["store_id"], "9223372036854775807");
+    let id = created["id"].as_str().unwrap();
+    assert_eq!(alice.get(&format!("/goods/{id}")).await.is(200), created);
+    assert_eq!(alice.get("/goods").await.is(200)["items"], json!([created]));
+
+    let path = format!("/admin/goods/{id}");
+    assert_eq!(
+        operator.patch(&path, json!({"price_minor": 5})).await.is(200)["store_id"],
+        created["store_id"]
+    );
+    let moved = operator.patch(&path, store("17")).await.is(200);
+    assert_eq!((&moved["store_id"], &moved["version"]), (&json!("17"), &json!(3)));
+    assert_eq!(operator.patch(&path, store("17")).await.is(200), moved);
+    let adjusted = adjust(&operator, id, 1).await.is(201);
+    assert_eq!(adjusted["stock"]["total"], 11);
+    let left = operator.patch(&path, json!({"store_id": null})).await.is(200);
+    assert_eq!((&left["store_id"], &left["version"]), (&Value::Null, &json!(5)));
+    assert_eq!(operator.get(&path).await.is(200), left);
 }
 
 async fn goods_off_sale_are_not_shown(app: &TestApp) {
@@ -218,6 +245,10 @@ async fn bad_goods_are_refused(app: &TestApp) {
             ("price_minor", "null", "/price_minor"),
             ("price_minor", "1000000000001", "/price_minor"),
             ("price_minor", "9223372036854775808", "/price_minor"),
+            ("store_id", "7", "/store_id"),
+            ("store_id", "\"\"", "/store_id"),
+            ("store_id", "\"-7\"", "/store_id"),
+            ("store_id", "\"9223372036854775808\"", "/store_id"),
             ("currency", "\"EUR\"", "/currency"),
             ("version", "7", "/version"),
             ("available", "7", "/available"),

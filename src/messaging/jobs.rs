@@ -1,9 +1,11 @@
 //! What is done again for events: dead letters are replayed (JOB-4), what was left in the outbox is published (JOB-2,
 //! MSG-3).
 
+use serde::Deserialize;
+
 use super::dead_letter::{DeadLetters, LetterFilter, Replayed};
-use super::outbox_rows::{OutboxRows, Swept};
-use crate::jobs::{Job, RunContext, Schedule, Summary};
+use super::outbox_rows::{OUTBOX_PARTITIONS, OutboxRows, Swept};
+use crate::jobs::{Job, Partitions, RunContext, Schedule, Summary};
 
 /// The name of the job that replays dead letters.
 pub const DEAD_LETTER_REPLAY: &str = "dead_letter_replay";
@@ -25,16 +27,22 @@ pub fn dead_letter_replay(letters: DeadLetters, schedule: Schedule) -> Job {
     })
 }
 
+/// What a sweep looks at.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SweepParams {
+    partitions: Partitions<OUTBOX_PARTITIONS>,
+}
+
 /// The job that makes refused events due at once and wakes the relay, and tells what is unsent for too long.
 ///
 /// The relay finds every unsent row by itself and pauses between tries; this ends a pause that a clock set back has made
-/// long, and is how an operator has everything tried now. It takes no partitions, as the scans of JOB-2 do (SHD-3):
-/// there is one outbox, and one relay reads all of it.
+/// long, and is how an operator has everything tried now, or what lies in some [partitions](OUTBOX_PARTITIONS) (SHD-3).
 pub fn outbox_sweep(rows: OutboxRows, schedule: Schedule) -> Job {
-    Job::new("outbox_sweep", schedule, move |_: RunContext| {
+    Job::new("outbox_sweep", schedule, move |context: RunContext<SweepParams>| {
         let rows = rows.clone();
         async move {
-            Ok(match rows.sweep().await? {
+            Ok(match rows.sweep(context.params.partitions).await? {
                 Swept { made_due: 0, overdue: 0 } => Summary::NOTHING,
                 Swept { made_due, overdue: 0 } => Summary::of(format!("made {made_due} rows due")),
                 Swept { made_due, overdue } => Summary::of(format!(

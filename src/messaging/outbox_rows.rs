@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entities::outbox;
-use sea_orm::sea_query::Expr;
+use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
     ColumnTrait, Condition, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
     QuerySelect,
@@ -12,11 +12,13 @@ use utoipa::ToSchema;
 
 use crate::db::{self, Database, DbFault};
 use crate::ids::BatchId;
-use crate::jobs::{Log, Stamp, none_of};
+use crate::jobs::{Log, Partitions, Stamp, none_of};
 use crate::ports::clock::{SharedClock, from_micros, to_micros};
 use crate::ports::event_bus::GroupSpec;
 use crate::words::words;
 
+/// Parts of the outbox that a sweep can be told to look at: the millisecond of a row's id, modulo this.
+pub const OUTBOX_PARTITIONS: u16 = 16;
 /// What is unsent for longer than this is told by the sweep (MSG-3).
 const TOO_LONG: TimeDelta = TimeDelta::minutes(30);
 
@@ -121,22 +123,31 @@ impl OutboxRows {
         self.db.read(read).await
     }
 
-    /// Makes what waits to be tried again due at once, and wakes the relay.
-    pub async fn sweep(&self) -> Result<Swept, DbFault> {
+    /// Makes what waits in `partitions` to be tried again due at once, and wakes the relay.
+    pub async fn sweep(&self, partitions: Partitions<OUTBOX_PARTITIONS>) -> Result<Swept, DbFault> {
         let overdue = to_micros(self.clock.now() - TOO_LONG);
-        let sweeping = self.db.transaction(move |tx| async move {
-            let now = db::now_micros(&tx).await?;
-            let unsent = outbox::Column::SentAt.is_null();
-            let waiting = outbox::Entity::update_many()
-                .col_expr(outbox::Column::RetryAt, Expr::value(now))
-                .filter(unsent.clone())
-                .filter(outbox::Column::RetryAt.gt(now));
-            let made_due = waiting.exec(&tx).await?.rows_affected;
-            let overdue =
-                outbox::Entity::find().filter(unsent).filter(outbox::Column::CreatedAt.lte(overdue));
-            let overdue = overdue.count(&tx).await?;
-            tx.announce();
-            Ok(Swept { made_due, overdue })
+        let within = (!partitions.are_all()).then(|| {
+            // The low bits of an id count within its millisecond.
+            let partition =
+                outbox::Column::Id.into_expr().right_shift(12).bit_and(i64::from(OUTBOX_PARTITIONS) - 1);
+            partition.is_in(partitions.iter().map(i64::from))
+        });
+        let sweeping = self.db.transaction(move |tx| {
+            let within = within.clone();
+            async move {
+                let now = db::now_micros(&tx).await?;
+                let unsent = Condition::all().add(outbox::Column::SentAt.is_null()).add_option(within);
+                let waiting = outbox::Entity::update_many()
+                    .col_expr(outbox::Column::RetryAt, Expr::value(now))
+                    .filter(unsent.clone())
+                    .filter(outbox::Column::RetryAt.gt(now));
+                let made_due = waiting.exec(&tx).await?.rows_affected;
+                let overdue =
+                    outbox::Entity::find().filter(unsent).filter(outbox::Column::CreatedAt.lte(overdue));
+                let overdue = overdue.count(&tx).await?;
+                tx.announce();
+                Ok(Swept { made_due, overdue })
+            }
         });
         sweeping.await
     }

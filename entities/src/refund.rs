@@ -26,6 +26,8 @@ pub struct Model {
     pub reason: String,
     pub decided_by: Option<i64>,
     pub failure: Option<String>,
+    /// How an operator settled it by hand.
+    pub note: Option<String>,
     pub version: i64,
     pub created_at: i64,
     pub updated_at: i64,

@@ -1,4 +1,5 @@
-//! How a customer wanted to pay (payment), and the headers a gateway signed its callback with (payment_record).
+//! How a customer wanted to pay (payment), the headers a gateway signed its callback with (payment_record), and how an
+//! operator settled a refund by hand (refund).
 
 use sea_orm_migration::prelude::*;
 
@@ -20,6 +21,12 @@ enum PaymentRecord {
     Headers,
 }
 
+#[derive(DeriveIden)]
+enum Refund {
+    Table,
+    Note,
+}
+
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
@@ -28,10 +35,13 @@ impl MigrationTrait for Migration {
             manager.alter_table(Table::alter().table(Payment::Table).add_column(column).take()).await?;
         }
         let headers = optional_text(PaymentRecord::Headers, 4096);
-        manager.alter_table(Table::alter().table(PaymentRecord::Table).add_column(headers).take()).await
+        manager.alter_table(Table::alter().table(PaymentRecord::Table).add_column(headers).take()).await?;
+        let note = optional_text(Refund::Note, 256);
+        manager.alter_table(Table::alter().table(Refund::Table).add_column(note).take()).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.alter_table(Table::alter().table(Refund::Table).drop_column(Refund::Note).take()).await?;
         manager
             .alter_table(
                 Table::alter().table(PaymentRecord::Table).drop_column(PaymentRecord::Headers).take(),

@@ -29,8 +29,8 @@ use crate::ports::clock::to_micros;
 use crate::ports::event_bus::{Delivery, EventBus, GroupSpec, Sink, SinkUnavailable};
 use crate::trace;
 
-/// What was applied or discarded, each event kept for a day longer than `kept_for`, so that what is in the outbox is in the log; as
-/// long as one lies in the dead letters its note stays, so that a replay does not apply it twice.
+/// What was applied or discarded, each event kept for a day longer than `kept_for`, so that what is in the outbox is in the
+/// log; as long as one lies in the dead letters its note stays, so that a replay does not apply it twice.
 ///
 /// `consumer_position` is no log: it has one row per aggregate, and without it an old event would pass for the latest.
 pub fn log(kept_for: TimeDelta) -> Log {

@@ -127,9 +127,9 @@ impl OutboxRows {
     pub async fn sweep(&self, partitions: Partitions<OUTBOX_PARTITIONS>) -> Result<Swept, DbFault> {
         let overdue = to_micros(self.clock.now() - TOO_LONG);
         let within = (!partitions.are_all()).then(|| {
-            // The low bits of an id count within its millisecond.
+            // Below the millisecond of an id are its node and a count (10 and 12 bits).
             let partition =
-                outbox::Column::Id.into_expr().right_shift(12).bit_and(i64::from(OUTBOX_PARTITIONS) - 1);
+                outbox::Column::Id.into_expr().right_shift(22).bit_and(i64::from(OUTBOX_PARTITIONS) - 1);
             partition.is_in(partitions.iter().map(i64::from))
         });
         let sweeping = self.db.transaction(move |tx| {

@@ -208,7 +208,9 @@ impl Shop {
                 true
             }
         };
-        order.version += i64::from(changes);
+        // With nothing left to pay it is confirmed, and then paid.
+        let paid_at_once = changes && command == Command::Confirm && order.status.state == State::Paid;
+        order.version += i64::from(changes) + i64::from(paid_at_once);
         match answer {
             Ok(Advanced::Changed(now)) if changes => {
                 assert_eq!((now.state, now.version), (order.status.state, order.version), "{command:?}");

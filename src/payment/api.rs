@@ -34,7 +34,8 @@ refusals!(DecisionRefusals: TransitionNotAllowed);
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewPayment {
     channel: Channel,
-    /// Unless given, what the channel usually does: `native` (WeChat), `precreate` (Alipay).
+    /// Unless given, the way of the payment that is open, or what the channel usually does: `native` (WeChat), `precreate`
+    /// (Alipay).
     #[serde(default)]
     mode: Option<PaymentMode>,
     /// The customer's openid, for the mode `jsapi`.

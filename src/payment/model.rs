@@ -74,7 +74,8 @@ pub struct Wish {
 }
 
 impl Wish {
-    /// Whether what was prepared for `self` serves `other` too: gateways take no second order of one number in another mode.
+    /// Whether what was prepared for `self` serves `other` too: gateways take no second order of one number in another
+    /// mode.
     pub fn serves(&self, other: &Self) -> bool {
         (other.mode.is_none() || other.mode == self.mode)
             && (other.payer.is_none() || other.payer == self.payer)
@@ -145,6 +146,8 @@ pub struct PaymentDetail {
     #[serde(flatten)]
     pub payment: PaymentView,
     pub user_id: UserId,
+    /// How the customer wanted to pay; null: the channel's usual way.
+    pub mode: Option<PaymentMode>,
     /// The gateway's name for the capture.
     pub transaction_id: Option<String>,
     /// Who paid, as the gateway names them.
@@ -157,6 +160,7 @@ impl From<Payment> for PaymentDetail {
     fn from(payment: Payment) -> Self {
         Self {
             user_id: payment.user_id,
+            mode: payment.wish.mode,
             transaction_id: payment.transaction_id.clone(),
             payer: payment.payer.clone(),
             settled_at: payment.settled_at,
@@ -225,6 +229,8 @@ pub struct Refund {
     pub cause: RefundCause,
     pub reason: String,
     pub failure: Option<String>,
+    /// How an operator settled by hand what the gateway did not do.
+    pub note: Option<String>,
     #[serde(serialize_with = "serialize_rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
@@ -250,6 +256,7 @@ impl TryFrom<refund::Model> for Refund {
             cause: row.cause.parse()?,
             reason: row.reason,
             failure: row.failure,
+            note: row.note,
             created_at: from_micros(row.created_at),
             updated_at: from_micros(row.updated_at),
         })

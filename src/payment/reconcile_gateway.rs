@@ -188,6 +188,10 @@ fn answer_differs(payment: &Payment, answer: &GatewayState, goes_back: bool) -> 
 
 /// How what the gateway says of a refund of ours differs.
 fn refund_answer_differs(refund: &Refund, answer: &AtGateway) -> Option<Found> {
+    // Its money went another way.
+    if refund.note.is_some() {
+        return None;
+    }
     let there = match answer {
         AtGateway::Succeeded => return None,
         AtGateway::NotFound => "unknown".to_owned(),

@@ -142,6 +142,19 @@ pub async fn find(connection: &impl ConnectionTrait, id: RefundId) -> Result<Opt
     refund::Entity::find_by_id(id.0).one(connection).await?.map(Refund::try_from).transpose()
 }
 
+/// The refund with this id, locked for this transaction.
+pub async fn lock(tx: &Tx, id: RefundId) -> Result<Option<Refund>, DbFault> {
+    refund::Entity::find_by_id(id.0).lock_exclusive().one(tx).await?.map(Refund::try_from).transpose()
+}
+
+/// Keeps how an operator settled a refund by hand.
+pub async fn note(tx: &Tx, id: RefundId, note: &str) -> Result<(), DbFault> {
+    use sea_orm::sea_query::Expr;
+    let noting = refund::Entity::update_many().col_expr(refund::Column::Note, Expr::value(note));
+    noting.filter(refund::Column::Id.eq(id.0)).exec(tx).await?;
+    Ok(())
+}
+
 /// Those of `ids` that exist.
 pub async fn find_all(connection: &impl ConnectionTrait, ids: Vec<RefundId>) -> Result<Vec<Refund>, DbFault> {
     let rows = Rows::new().column("id", Column::Big(ids.into_iter().map(|id| id.0).collect()));

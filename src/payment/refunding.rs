@@ -95,14 +95,17 @@ impl PaymentService {
         idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
             let (ids, now, reason) = (ids.clone(), clock.now(), reason.clone());
             async move {
-                let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
+                let order = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?.order_id;
+                // The order first, as everywhere. What is decided below stays so until the end.
+                orders::lock_one(&tx, order).await?;
+                let refund = refund::lock(&tx, id).await?.ok_or(PaymentError::NotFound)?;
                 match refund.state {
                     RefundState::Succeeded => return Ok(refund),
                     RefundState::Failed => {}
                     state => return Err(PaymentError::RefundSettled(state)),
                 }
-                let note = fit(&format!("settled by hand: {reason}"), 256);
-                complete(&tx, &ids, now, policy, &refund, Some((by, &note))).await?;
+                complete(&tx, &ids, now, policy, &refund, Some(by)).await?;
+                refund::note(&tx, id, &reason).await?;
                 refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)
             }
         })
@@ -206,7 +209,7 @@ async fn complete(
     now: Timestamp,
     policy: Policy,
     refund: &Refund,
-    by: Option<(UserId, &str)>,
+    by: Option<UserId>,
 ) -> Result<(), PaymentError> {
     if refund.cause == RefundCause::Order {
         // The order first, as everywhere.
@@ -215,7 +218,6 @@ async fn complete(
             answer.map_err(|_| DbFault::Missing("an order that is being refunded"))?;
         }
     }
-    let (by, note) = by.unzip();
-    refund::advance(tx, refund.id, RefundState::Succeeded, by, note, now).await?;
+    refund::advance(tx, refund.id, RefundState::Succeeded, by, None, now).await?;
     Ok(())
 }

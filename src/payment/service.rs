@@ -27,6 +27,9 @@ use crate::ports::payment_gateway::{
     NoticeKind, NoticeRefusal, PaymentGateway, PaymentOrder,
 };
 
+/// How many requests of the same customer for other ways to pay may come in between.
+const RIVALS: usize = 3;
+
 /// Why there is no payment, or no refund.
 #[derive(Debug, Error)]
 pub enum PaymentError {
@@ -176,10 +179,18 @@ impl PaymentService {
         if let Some(first) = idempotency::kept::<_, PaymentError>(&self.0.db, key).await? {
             return Ok(first);
         }
+        // Before anything is written, or closed for its sake.
+        gateway.fits(wish.mode, wish.payer.as_deref())?;
         let mut payment = self.open(user, order, channel, &wish).await?;
-        if !payment.wish.serves(&wish) {
+        for _ in 0..RIVALS {
+            if payment.wish.serves(&wish) {
+                break;
+            }
             self.close(&payment).await?;
             payment = self.open(user, order, channel, &wish).await?;
+        }
+        if !payment.wish.serves(&wish) {
+            return Err(PaymentError::Unavailable);
         }
         let (payment, order) = self.with_order(payment.id).await?;
         let wanted = payment_order(&payment, &order)?;
@@ -281,7 +292,7 @@ impl PaymentService {
                 return Ok(gateway.acknowledge());
             }
         };
-        let (body, headers) = (String::from_utf8_lossy(body).into_owned(), headers.signature());
+        let (body, headers) = (String::from_utf8_lossy(body).into_owned(), headers.signature(channel));
         match self.settle(Report { payment, channel, said, source: Source::Callback, body, headers }).await {
             Ok(_) => Ok(gateway.acknowledge()),
             Err(LaneError::Refused(contradiction)) => Err(NoticeError::Contradiction(contradiction)),
@@ -421,7 +432,7 @@ impl PaymentService {
 
 /// The shop gave it back past us, so it pays for nothing.
 fn given_back(capture: &Capture) -> Said {
-    Said::Failed { reason: format!("{} was captured and given back at the gateway", capture.transaction_id) }
+    Said::Failed { reason: capture.given_back() }
 }
 
 /// Opens a payment of an order that waits for one.

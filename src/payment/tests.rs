@@ -16,8 +16,8 @@ use crate::order::store::Policy;
 use crate::ports::clock::{ManualClock, SharedClock, Timestamp, to_micros};
 use crate::ports::payment_gateway::{
     Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, Gateways, Movement, Notice,
-    NoticeHeaders, NoticeRefusal, PaymentGateway, PaymentOrder, PaymentParams, RefundOrder, RefundState,
-    StatementLine,
+    NoticeHeaders, NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder, PaymentParams, RefundOrder,
+    RefundState, StatementLine,
 };
 use crate::reconciliation::{Comparison, ComparisonError};
 
@@ -45,6 +45,10 @@ fn at(text: &str) -> Timestamp {
 impl PaymentGateway for Fake {
     fn channel(&self) -> Channel {
         Channel::Wechat
+    }
+
+    fn fits(&self, _: Option<PaymentMode>, _: Option<&str>) -> Result<(), GatewayError> {
+        Ok(())
     }
 
     async fn create(&self, _: &PaymentOrder) -> Result<PaymentParams, GatewayError> {

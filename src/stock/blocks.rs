@@ -251,7 +251,13 @@ pub async fn are_sold_out(tx: &Tx, activity: ActivityId) -> Result<bool, DbFault
 
 /// Whether a token is free in any block, as far as one look tells.
 pub async fn is_any_left(connection: &impl ConnectionTrait, activity: ActivityId) -> Result<bool, DbFault> {
-    Ok(!unsold(connection, activity).await?.is_empty())
+    use sea_orm::sea_query::ExprTrait;
+    let size = Column::LastToken.into_expr().sub(Column::FirstToken.into_expr()).add(1);
+    let left = Entity::find()
+        .filter(Column::ActivityId.eq(activity.0))
+        .filter(Column::State.ne(RETIRED))
+        .filter(ExprTrait::lt(Column::Sold.into_expr(), size));
+    Ok(left.one(connection).await?.is_some())
 }
 
 /// How many units of each of `activities` are taken; one without blocks is left out.
@@ -288,12 +294,12 @@ pub async fn remaining(connection: &impl ConnectionTrait, activity: ActivityId) 
 }
 
 /// The blocks of `activity` that still have free tokens.
-async fn unsold(connection: &impl ConnectionTrait, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
+async fn unsold(tx: &Tx, activity: ActivityId) -> Result<Vec<Model>, DbFault> {
     let mut blocks = Entity::find()
         .filter(Column::ActivityId.eq(activity.0))
         .filter(Column::State.ne(RETIRED))
         .order_by_asc(Column::FirstToken)
-        .all(connection)
+        .all(tx)
         .await?;
     blocks.retain(|block| free_count(block) > 0);
     Ok(blocks)

@@ -129,6 +129,7 @@ impl batching::Engine for StockEngine {
     async fn serve(&mut self, asks: Vec<TakeAsk>) {
         let mut todo = asks;
         let (mut attempts, mut doubts, mut progress) = (0, Doubts::default(), Instant::now());
+        let mut committed = false;
         while !todo.is_empty() {
             todo.retain(|ask| !ask.is_abandoned());
             let _ = faults::point("before_decide").await;
@@ -137,6 +138,7 @@ impl batching::Engine for StockEngine {
                 warn!(activity.id = %self.activity, error = %fault, "Takes wait for the database");
                 if fault.is_conflict() { Outcome::Again } else { Outcome::Unavailable }
             });
+            committed = matches!(outcome, Outcome::Committed);
             if todo.len() < before {
                 (attempts, progress) = (0, Instant::now());
             } else {
@@ -152,7 +154,9 @@ impl batching::Engine for StockEngine {
                 refuse_all(&mut todo, &TakeError::Unavailable);
             }
         }
-        self.look_whether_sold_out().await;
+        if committed {
+            self.look_whether_sold_out().await;
+        }
     }
 
     /// Gives this node's blocks back: it stops selling.

@@ -98,7 +98,7 @@ impl Ledger {
         if points_total < 0 {
             return Err(WalletError::PointsInsufficient { points: account.points });
         }
-        if points_total > MOST_POINTS {
+        if points > 0 && points_total > MOST_POINTS {
             return Err(WalletError::TooManyPoints);
         }
         account.change(account.balance_minor, points_total);

@@ -155,6 +155,13 @@ async fn another_way_to_pay_is_another_payment(app: &TestApp) {
     };
     assert_eq!(states().await, [(code, "closed".to_owned()), (page.clone(), "pending".to_owned())]);
 
+    // A way that there is not leaves everything as it is.
+    for mode in ["native", "jsapi"] {
+        let unfit = json!({"channel": "alipay", "mode": mode});
+        alice.post(&path, unfit).await.refused(422, "validation_failed");
+    }
+    assert_eq!(opened(json!({"channel": "alipay"})).await, page);
+
     // Who has paid meanwhile pays no second time.
     alipay.pay(&page, 1234);
     alice

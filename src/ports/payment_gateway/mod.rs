@@ -35,6 +35,8 @@ use crate::words::words;
 
 /// The longest answer that is read: a busy shop's statement of a day.
 const LONGEST_ANSWER: usize = 256 << 20;
+/// The longest text of a notice's signature that is kept, in bytes.
+const LONGEST_SIGNATURE: usize = 4096;
 
 words! {
     /// Whom a customer pays through.
@@ -83,6 +85,13 @@ pub struct Capture {
     pub currency: Currency,
     pub payer: Option<String>,
     pub paid_at: Timestamp,
+}
+
+impl Capture {
+    /// Why a capture that went back past us pays for nothing.
+    pub fn given_back(&self) -> String {
+        format!("{} was captured and given back at the gateway", self.transaction_id)
+    }
 }
 
 /// Where a payment stands at the gateway.
@@ -236,13 +245,19 @@ impl NoticeHeaders {
         }
     }
 
-    /// The headers that it takes to verify the notice again later, as a JSON object; none if its signature is in the body.
-    /// Others are not worth keeping, and some are secret.
-    pub fn signature(&self) -> Option<String> {
-        let names = wechat::SIGNATURE.into_iter().chain([sandbox::SIGNATURE]);
+    /// The headers that it takes to verify a notice of `channel` again later, as a JSON object; none if its signature is in
+    /// the body. Others are not worth keeping, and some are secret; nor is what is longer than any signature.
+    pub fn signature(&self, channel: Channel) -> Option<String> {
+        let names: &[&str] = match channel {
+            Channel::Sandbox => &[sandbox::SIGNATURE],
+            Channel::Wechat => &wechat::SIGNATURE,
+            Channel::Alipay => &[],
+        };
         let found: Map<String, Value> =
-            names.filter_map(|name| Some((name.to_owned(), self.get(name)?.into()))).collect();
-        (!found.is_empty()).then(|| Value::Object(found).to_string())
+            names.iter().filter_map(|name| Some(((*name).to_owned(), self.get(name)?.into()))).collect();
+        (!found.is_empty())
+            .then(|| Value::Object(found).to_string())
+            .filter(|json| json.len() <= LONGEST_SIGNATURE)
     }
 
     /// All of them, as they came.
@@ -287,6 +302,10 @@ pub enum Movement {
 pub trait PaymentGateway: Send + Sync + fmt::Debug {
     /// Which one it is.
     fn channel(&self) -> Channel;
+
+    /// Whether a payment can be made in `mode`, the usual one if none is named, by `payer`: what cannot is
+    /// [`GatewayError::Unfit`]. Asks nobody.
+    fn fits(&self, mode: Option<PaymentMode>, payer: Option<&str>) -> Result<(), GatewayError>;
 
     /// Prepares a payment and says how the customer makes it.
     async fn create(&self, order: &PaymentOrder) -> Result<PaymentParams, GatewayError>;

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 
 use super::{
     Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, Notice, NoticeHeaders,
-    NoticeKind, NoticeRefusal, PaymentGateway, PaymentOrder, PaymentParams, RefundOrder, RefundState,
+    NoticeKind, NoticeRefusal, PaymentGateway, PaymentMode, PaymentOrder, PaymentParams, RefundOrder,
+    RefundState,
 };
 use crate::ids::{PaymentId, RefundId};
 use crate::money::Currency;
@@ -225,11 +226,16 @@ impl PaymentGateway for Sandbox {
         Channel::Sandbox
     }
 
+    fn fits(&self, mode: Option<PaymentMode>, _: Option<&str>) -> Result<(), GatewayError> {
+        match mode {
+            None => Ok(()),
+            Some(mode) => Err(GatewayError::Unfit(format!("the sandbox has no mode {mode}"))),
+        }
+    }
+
     /// `pay_url`, on this server. There is no other way to pay.
     async fn create(&self, order: &PaymentOrder) -> Result<PaymentParams, GatewayError> {
-        if let Some(mode) = order.mode {
-            return Err(GatewayError::Unfit(format!("the sandbox has no mode {mode}")));
-        }
+        self.fits(order.mode, order.payer.as_deref())?;
         self.ledger().payment(order.payment_id);
         let url = format!("/pay/sandbox/{}", order.payment_id);
         Ok(PaymentParams::from_iter([("pay_url".to_owned(), Value::String(url))]))

@@ -157,6 +157,15 @@ impl PaymentGateway for Alipay {
         Channel::Alipay
     }
 
+    fn fits(&self, mode: Option<PaymentMode>, _: Option<&str>) -> Result<(), GatewayError> {
+        match mode {
+            None | Some(PaymentMode::Precreate | PaymentMode::Page) => Ok(()),
+            Some(mode @ (PaymentMode::Native | PaymentMode::Jsapi)) => {
+                Err(GatewayError::Unfit(format!("Alipay has no mode {mode}")))
+            }
+        }
+    }
+
     /// `qr_code`, to be shown as such (precreate), or `pay_url`, to be opened (page).
     async fn create(&self, order: &PaymentOrder) -> Result<PaymentParams, GatewayError> {
         if order.currency != cny()? {
@@ -170,18 +179,16 @@ impl PaymentGateway for Alipay {
             "subject": shortened(&subject, LONGEST_TEXT),
             "time_expire": local_time(order.expires_at),
         });
-        match order.mode.unwrap_or(PaymentMode::Precreate) {
-            PaymentMode::Precreate => {
-                let made: Precreated = self.api.call("alipay.trade.precreate", &content).await?;
-                Ok(PaymentParams::from_iter([("qr_code".to_owned(), Value::String(made.qr_code))]))
-            }
-            PaymentMode::Page => {
+        self.fits(order.mode, order.payer.as_deref())?;
+        match order.mode {
+            Some(PaymentMode::Page) => {
                 content["product_code"] = "FAST_INSTANT_TRADE_PAY".into();
                 let url = self.api.page("alipay.trade.page.pay", &content)?;
                 Ok(PaymentParams::from_iter([("pay_url".to_owned(), Value::String(url))]))
             }
-            mode @ (PaymentMode::Native | PaymentMode::Jsapi) => {
-                Err(GatewayError::Unfit(format!("Alipay has no mode {mode}")))
+            _ => {
+                let made: Precreated = self.api.call("alipay.trade.precreate", &content).await?;
+                Ok(PaymentParams::from_iter([("qr_code".to_owned(), Value::String(made.qr_code))]))
             }
         }
     }

@@ -240,6 +240,9 @@ async fn a_payment_that_was_made_is_not_closed_and_goes_back_once() {
         assert!(matches!(too_much, Err(GatewayError::Refused { .. })), "{gateway:?}: {too_much:?}");
         assert_eq!(gateway.refund(&refund(4, 1, 234)).await, Ok(RefundState::Succeeded), "{gateway:?}");
         let closed = gateway.close(PaymentId(1)).await;
-        assert_eq!(closed, Ok(Closing::AlreadyPaid(capture)), "{gateway:?}");
+        let Ok(Closing::AlreadyPaid(same) | Closing::Refunded(same)) = &closed else {
+            panic!("{gateway:?}: {closed:?}")
+        };
+        assert_eq!(*same, capture);
     }
 }

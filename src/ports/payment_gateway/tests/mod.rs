@@ -52,7 +52,7 @@ fn of_the_headers_only_the_signature_is_kept() {
         ("wechatpay-timestamp", "1780279200"),
         ("Wechatpay-Serial", "PUB_KEY_ID_0119999999"),
     ];
-    let kept = NoticeHeaders::from_iter(wechat).signature().unwrap();
+    let kept = NoticeHeaders::from_iter(wechat).signature(Channel::Wechat).unwrap();
     let expected = json!({
         "Wechatpay-Timestamp": "1780279200",
         "Wechatpay-Nonce": "c5ac\"7061",
@@ -62,9 +62,14 @@ fn of_the_headers_only_the_signature_is_kept() {
     assert_eq!(kept, expected.to_string());
     let sandbox =
         NoticeHeaders::from_iter([("tombola-signature", "t=1,v1=ab"), ("cookie", "session=secret")]);
-    assert_eq!(sandbox.signature().as_deref(), Some(r#"{"Tombola-Signature":"t=1,v1=ab"}"#));
+    let kept = sandbox.signature(Channel::Sandbox);
+    assert_eq!(kept.as_deref(), Some(r#"{"Tombola-Signature":"t=1,v1=ab"}"#));
     // Alipay's signature is in the body.
-    assert_eq!(NoticeHeaders::from_iter([("cookie", "session=secret")]).signature(), None);
+    assert_eq!(NoticeHeaders::from_iter(wechat).signature(Channel::Alipay), None);
+    assert_eq!(sandbox.signature(Channel::Wechat), None);
+    let padded =
+        NoticeHeaders::from_iter([("tombola-signature", format!("t=1,v1=ab,x={}", "y".repeat(5000)))]);
+    assert_eq!(padded.signature(Channel::Sandbox), None);
 }
 
 fn at(text: &str) -> Timestamp {

@@ -315,7 +315,7 @@ async fn a_payment_is_closed() {
 
 #[rstest]
 #[case("SUCCESS", Ok(Closing::AlreadyPaid(captured())))]
-#[case("REFUND", Ok(Closing::AlreadyPaid(captured())))]
+#[case("REFUND", Ok(Closing::Refunded(captured())))]
 #[case("CLOSED", Ok(Closing::Closed))]
 #[case("USERPAYING", Err(()))]
 #[actix_web::test]

@@ -145,6 +145,10 @@ impl PaymentGateway for WechatPay {
         Channel::Wechat
     }
 
+    fn fits(&self, mode: Option<PaymentMode>, payer: Option<&str>) -> Result<(), GatewayError> {
+        way(mode, payer).map(drop)
+    }
+
     /// `code_url`, to be shown as a QR code (native), or what `WeixinJSBridge` takes (JSAPI, for a known payer).
     async fn create(&self, order: &PaymentOrder) -> Result<PaymentParams, GatewayError> {
         if order.currency != cny()? {
@@ -160,24 +164,17 @@ impl PaymentGateway for WechatPay {
             "notify_url": self.notify_url,
             "amount": { "total": order.amount_minor, "currency": order.currency },
         });
-        let usual = if order.payer.is_some() { PaymentMode::Jsapi } else { PaymentMode::Native };
-        match (order.mode.unwrap_or(usual), &order.payer) {
-            (PaymentMode::Native, _) => {
+        match way(order.mode, order.payer.as_deref())? {
+            Way::Native => {
                 let path = "/v3/pay/transactions/native";
                 let prepaid: PrepaidNative = self.api.call(Method::POST, path, Some(&request)).await?;
                 Ok(object(json!({ "code_url": prepaid.code_url })))
             }
-            (PaymentMode::Jsapi, Some(openid)) => {
+            Way::Jsapi { openid } => {
                 request["payer"] = json!({ "openid": openid });
                 let path = "/v3/pay/transactions/jsapi";
                 let prepaid: Prepaid = self.api.call(Method::POST, path, Some(&request)).await?;
                 self.jsapi(&prepaid.prepay_id)
-            }
-            (PaymentMode::Jsapi, None) => {
-                Err(GatewayError::Unfit("JSAPI needs the payer's openid".to_owned()))
-            }
-            (mode @ (PaymentMode::Precreate | PaymentMode::Page), _) => {
-                Err(GatewayError::Unfit(format!("WeChat Pay has no mode {mode}")))
             }
         }
     }
@@ -249,6 +246,25 @@ impl PaymentGateway for WechatPay {
     /// The "trade bill", which is there from ten o'clock of the next day on, in Beijing.
     async fn statement(&self, day: NaiveDate) -> Result<Option<Vec<StatementLine>>, GatewayError> {
         statement::fetch(&self.api, day).await.map(Some)
+    }
+}
+
+/// How a customer gets to WeChat Pay.
+enum Way<'a> {
+    Native,
+    Jsapi { openid: &'a str },
+}
+
+fn way(mode: Option<PaymentMode>, payer: Option<&str>) -> Result<Way<'_>, GatewayError> {
+    match (mode, payer) {
+        (Some(PaymentMode::Native), _) | (None, None) => Ok(Way::Native),
+        (Some(PaymentMode::Jsapi) | None, Some(openid)) => Ok(Way::Jsapi { openid }),
+        (Some(PaymentMode::Jsapi), None) => {
+            Err(GatewayError::Unfit("JSAPI needs the payer's openid".to_owned()))
+        }
+        (Some(mode @ (PaymentMode::Precreate | PaymentMode::Page)), _) => {
+            Err(GatewayError::Unfit(format!("WeChat Pay has no mode {mode}")))
+        }
     }
 }
 

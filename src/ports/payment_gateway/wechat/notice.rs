@@ -96,9 +96,7 @@ fn payment(
     let kind = match transaction.state().map_err(NoticeRefusal::Malformed)? {
         GatewayState::Succeeded(capture) => NoticeKind::Paid(capture),
         // It pays for nothing. Whether it was us who gave it back is told by a notice of its own.
-        GatewayState::Refunded(capture) => NoticeKind::Failed {
-            reason: format!("{} was captured and given back at the gateway", capture.transaction_id),
-        },
+        GatewayState::Refunded(capture) => NoticeKind::Failed { reason: capture.given_back() },
         GatewayState::Pending | GatewayState::NotFound => NoticeKind::Pending,
         GatewayState::Closed => NoticeKind::Closed,
         GatewayState::Failed => {

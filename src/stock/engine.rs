@@ -337,7 +337,7 @@ impl StockEngine {
             Ok(true) => {}
             Ok(false) => self.announce_sold_out(&view.clone()).await,
             Err(fault) => {
-                debug!(activity.id = %self.activity, error = %fault, "Whether it is sold out is unknown")
+                debug!(activity.id = %self.activity, error = %fault, "Whether it is sold out is unknown");
             }
         }
     }

@@ -439,7 +439,7 @@ async fn locked(tx: &Tx, id: DeadLetterId) -> Result<dead_letter::Model, DeadLet
     found.ok_or(DeadLetterError::NotFound)
 }
 
-/// The letter of `group` about the message with this key.
+/// The letter of `group` about the message with this key; it stays as it is until the transaction ends.
 pub(super) async fn find(tx: &Tx, group: &str, key: &str) -> Result<Option<dead_letter::Model>, DbFault> {
     let of_group = dead_letter::Entity::find().filter(dead_letter::Column::GroupName.eq(group));
     Ok(of_group.filter(dead_letter::Column::MessageKey.eq(key)).lock_exclusive().one(tx).await?)

@@ -196,8 +196,9 @@ pub(crate) async fn mine(
     caller: Caller,
     query: ListQuery<OrderFilter>,
 ) -> ApiResult<Json<List<OrderView>>> {
-    let (user, state) = (Some(caller.user), query.filter.state);
-    list(&orders, query.page, user, state, true).await
+    let OrderFilter { state } = query.filter;
+    let (before, limit) = (query.page.after().map(OrderId), query.page.rows());
+    list(&orders, query.page, Listing { user: Some(caller.user), visible: true, state, before, limit }).await
 }
 
 /// What happened to one of the caller's orders, oldest first.
@@ -343,8 +344,9 @@ pub(crate) async fn list_all(
     _: Staff,
     query: ListQuery<AnyOrderFilter>,
 ) -> ApiResult<Json<List<OrderView>>> {
-    let AnyOrderFilter { user_id, state } = query.filter;
-    list(&orders, query.page, user_id, state, false).await
+    let AnyOrderFilter { user_id: user, state } = query.filter;
+    let (before, limit) = (query.page.after().map(OrderId), query.page.rows());
+    list(&orders, query.page, Listing { user, visible: false, state, before, limit }).await
 }
 
 /// What happened to an order of anybody, oldest first.
@@ -407,14 +409,7 @@ pub(crate) async fn finish(
     shown(StatusCode::OK, orders.deliver(operator.0.user, id.0, Command::Finish, key).await?)
 }
 
-async fn list(
-    orders: &OrderService,
-    page: Page,
-    user: Option<UserId>,
-    state: Option<State>,
-    visible: bool,
-) -> ApiResult<Json<List<OrderView>>> {
-    let listing = Listing { user, visible, state, before: page.after().map(OrderId), limit: page.rows() };
+async fn list(orders: &OrderService, page: Page, listing: Listing) -> ApiResult<Json<List<OrderView>>> {
     let found = orders.list(listing).await?;
     let views = found.iter().map(Order::view).collect::<Result<Vec<_>, _>>()?;
     Ok(Json(page.list(views, |order| order.id.0, |order| order)))

@@ -181,17 +181,18 @@ impl PaymentService {
         }
         // Before anything is written, or closed for its sake.
         gateway.fits(wish.mode, wish.payer.as_deref())?;
-        let mut payment = self.open(user, order, channel, &wish).await?;
-        for _ in 0..RIVALS {
+        let mut rivals = 0;
+        let payment = loop {
+            let payment = self.open(user, order, channel, &wish).await?;
             if payment.wish.serves(&wish) {
-                break;
+                break payment;
+            }
+            if rivals == RIVALS {
+                return Err(PaymentError::Unavailable);
             }
             self.close(&payment).await?;
-            payment = self.open(user, order, channel, &wish).await?;
-        }
-        if !payment.wish.serves(&wish) {
-            return Err(PaymentError::Unavailable);
-        }
+            rivals += 1;
+        };
         let (payment, order) = self.with_order(payment.id).await?;
         let wanted = payment_order(&payment, &order)?;
         let mut view = PaymentView::from(payment);

@@ -326,7 +326,7 @@ pub async fn captured_before(
 }
 
 /// Which payments to list.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Listing {
     pub order: Option<OrderId>,
     pub state: Option<PaymentState>,

@@ -158,12 +158,7 @@ impl PaymentGateway for Alipay {
     }
 
     fn fits(&self, mode: Option<PaymentMode>, _: Option<&str>) -> Result<(), GatewayError> {
-        match mode {
-            None | Some(PaymentMode::Precreate | PaymentMode::Page) => Ok(()),
-            Some(mode @ (PaymentMode::Native | PaymentMode::Jsapi)) => {
-                Err(GatewayError::Unfit(format!("Alipay has no mode {mode}")))
-            }
-        }
+        way(mode).map(drop)
     }
 
     /// `qr_code`, to be shown as such (precreate), or `pay_url`, to be opened (page).
@@ -179,16 +174,15 @@ impl PaymentGateway for Alipay {
             "subject": shortened(&subject, LONGEST_TEXT),
             "time_expire": local_time(order.expires_at),
         });
-        self.fits(order.mode, order.payer.as_deref())?;
-        match order.mode {
-            Some(PaymentMode::Page) => {
+        match way(order.mode)? {
+            Way::Precreate => {
+                let made: Precreated = self.api.call("alipay.trade.precreate", &content).await?;
+                Ok(PaymentParams::from_iter([("qr_code".to_owned(), Value::String(made.qr_code))]))
+            }
+            Way::Page => {
                 content["product_code"] = "FAST_INSTANT_TRADE_PAY".into();
                 let url = self.api.page("alipay.trade.page.pay", &content)?;
                 Ok(PaymentParams::from_iter([("pay_url".to_owned(), Value::String(url))]))
-            }
-            _ => {
-                let made: Precreated = self.api.call("alipay.trade.precreate", &content).await?;
-                Ok(PaymentParams::from_iter([("qr_code".to_owned(), Value::String(made.qr_code))]))
             }
         }
     }
@@ -255,5 +249,21 @@ impl PaymentGateway for Alipay {
 
     fn acknowledge(&self) -> Acknowledgement {
         Acknowledgement { status: 200, content_type: "text/plain", body: "success" }
+    }
+}
+
+/// How a customer gets to Alipay.
+enum Way {
+    Precreate,
+    Page,
+}
+
+fn way(mode: Option<PaymentMode>) -> Result<Way, GatewayError> {
+    match mode {
+        None | Some(PaymentMode::Precreate) => Ok(Way::Precreate),
+        Some(PaymentMode::Page) => Ok(Way::Page),
+        Some(mode @ (PaymentMode::Native | PaymentMode::Jsapi)) => {
+            Err(GatewayError::Unfit(format!("Alipay has no mode {mode}")))
+        }
     }
 }

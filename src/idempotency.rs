@@ -60,6 +60,16 @@ pub enum Answered<T> {
     Replayed(Answer),
 }
 
+impl<T> Answered<T> {
+    /// What happened now, as `change` makes it.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Answered<U> {
+        match self {
+            Self::Fresh(done) => Answered::Fresh(change(done)),
+            Self::Replayed(answer) => Answered::Replayed(answer),
+        }
+    }
+}
+
 /// A request whose key cannot be honoured.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum KeyRefusal {

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use super::events::Created;
 use super::machine::State;
-use super::model::{Amounts, Kind, Line, Order};
+use super::model::{Amounts, Kind, Line, Order, OrderView};
 use crate::db::bulk::{Column, Rows, Script};
 use crate::ids::{ActivityId, GoodsId, OrderId};
 use crate::money::Currency;
@@ -26,7 +26,9 @@ pub struct Terms {
 #[derive(Debug, Clone)]
 pub struct Sale {
     activity: ActivityId,
-    /// The order's only line, as JSON.
+    /// The order's only line.
+    line: Line,
+    /// It, as the order keeps its lines.
     items: String,
     amounts: Amounts,
     terms: Terms,
@@ -42,7 +44,7 @@ impl Sale {
         terms: Terms,
     ) -> Self {
         let line = Line { goods_id, name: name.to_owned(), quantity: 1, unit_price_minor: price_minor };
-        let items = serde_json::to_string(&[line]).unwrap_or_default();
+        let items = serde_json::to_string(&[&line]).unwrap_or_default();
         let amounts = Amounts {
             goods_amount_minor: price_minor,
             shipping_fee_minor: 0,
@@ -51,7 +53,7 @@ impl Sale {
             balance_paid_minor: 0,
             payable_minor: price_minor,
         };
-        Self { activity, items, amounts, terms }
+        Self { activity, line, items, amounts, terms }
     }
 
     /// The order that `take` brings.
@@ -75,6 +77,11 @@ impl Sale {
             created_at: take.taken_at,
             updated_at: take.taken_at,
         }
+    }
+
+    /// That order as it is shown.
+    pub fn view(&self, take: &Take) -> OrderView {
+        self.order(take).view_of(vec![self.line.clone()], None)
     }
 
     /// What is told of that order.

@@ -114,7 +114,13 @@ impl Order {
 
     /// The order as it is shown.
     pub fn view(&self) -> Result<OrderView, DbFault> {
-        Ok(OrderView {
+        let address = self.address.as_deref().map(serde_json::from_str).transpose()?;
+        Ok(self.view_of(serde_json::from_str(&self.items)?, address))
+    }
+
+    /// The order as it is shown, given its lines and its address.
+    pub(super) fn view_of(&self, items: Vec<Line>, address: Option<Address>) -> OrderView {
+        OrderView {
             id: self.id,
             user_id: self.user_id,
             kind: self.kind,
@@ -122,8 +128,8 @@ impl Order {
             version: self.version,
             activity_id: self.activity_id,
             take_id: (self.kind == Kind::FlashSale).then_some(self.id),
-            items: serde_json::from_str(&self.items)?,
-            address: self.address.as_deref().map(serde_json::from_str).transpose()?,
+            items,
+            address,
             amounts: self.amounts,
             coupon_id: self.coupon_id,
             currency: self.currency,
@@ -131,7 +137,7 @@ impl Order {
             cancel_cause: self.cancel_cause,
             created_at: self.created_at,
             updated_at: self.updated_at,
-        })
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::db::DbFault;
 use crate::faults;
 use crate::idempotency::{Answer, Answered, KeyRefusal, RequestKey};
 use crate::ids::{ActivityId, BatchId, TakeId, UserId};
-use crate::order::model::OrderView;
+use crate::order::flash_sale::Sale;
 use crate::ports::clock::Timestamp;
 
 /// How often a batch is decided anew, and for how long at least, before its requests are refused.
@@ -70,15 +70,27 @@ pub struct StockEngine {
 struct Draft {
     ask: TakeAsk,
     twins: Vec<TakeAsk>,
-    take: Take,
-    order: Option<Box<OrderView>>,
+    granted: Granted,
 }
 
 impl Draft {
     /// What a repeat of this request is to be told.
     fn kept_answer(&self) -> Option<(RequestKey, Answer)> {
-        let answer = TakeAnswer { take: self.take.clone(), order: self.order.clone() };
-        Some((self.ask.request.key?, Answer { status: 201, body: body_of(&answer)? }))
+        Some((self.ask.request.key?, Answer { status: 201, body: body_of(&self.granted)? }))
+    }
+}
+
+/// A take that was committed, and what it was sold by: whoever asked for it makes the answer of it.
+#[derive(Debug, Clone)]
+pub struct Granted {
+    take: Take,
+    sale: Option<Arc<Sale>>,
+}
+
+impl From<Granted> for TakeAnswer {
+    fn from(Granted { take, sale }: Granted) -> Self {
+        let order = sale.map(|sale| Box::new(sale.view(&take)));
+        Self { take, order }
     }
 }
 
@@ -104,7 +116,7 @@ impl batching::Engine for StockEngine {
 
     type Key = ActivityId;
     type Request = TakeRequest;
-    type Answer = Answered<TakeAnswer>;
+    type Answer = Answered<Granted>;
     type Error = TakeError;
     type Notice = Notice;
     type Hints = Hints;
@@ -234,7 +246,7 @@ impl StockEngine {
         if drafts.is_empty() {
             return Ok(Outcome::Again);
         }
-        let takes = drafts.iter().map(|draft| draft.take.clone()).collect();
+        let takes = drafts.iter().map(|draft| draft.granted.take.clone()).collect();
         let parents = drafts.iter().map(|draft| draft.ask.parent).collect();
         let answers = drafts.iter().filter_map(Draft::kept_answer).collect();
         let (activity, version) = (self.activity, view.version);
@@ -444,8 +456,8 @@ impl StockEngine {
                 state: TakeState::Unused,
                 taken_at: now,
             };
-            let order = view.sale.as_ref().and_then(|sale| sale.order(&take).view().ok()).map(Box::new);
-            drafts.push(Draft { ask, twins: Vec::new(), take, order });
+            let granted = Granted { take, sale: view.sale.clone() };
+            drafts.push(Draft { ask, twins: Vec::new(), granted });
         }
         *todo = rest;
         drafts
@@ -501,7 +513,7 @@ impl StockEngine {
 
     /// Asks until the database tells whether the batch stands.
     async fn resolve(&self, batch: BatchId, drafts: &[Draft], block: HeldBlock) -> bool {
-        let Some(witness) = drafts.first().map(|draft| draft.take.id) else { return false };
+        let Some(witness) = drafts.first().map(|draft| draft.granted.take.id) else { return false };
         let mut pause = Duration::from_millis(20);
         loop {
             match self.store.resolve(witness, block).await {
@@ -514,9 +526,9 @@ impl StockEngine {
     }
 
     fn put_back(&mut self, drafts: &[Draft]) {
-        for draft in drafts {
-            self.takers.put_back(draft.take.user_id, u32::try_from(draft.take.take_no).unwrap_or(0));
-            if let Err(error) = self.window.put_back(u32::try_from(draft.take.token_no).unwrap_or(0)) {
+        for Draft { granted: Granted { take, .. }, .. } in drafts {
+            self.takers.put_back(take.user_id, u32::try_from(take.take_no).unwrap_or(0));
+            if let Err(error) = self.window.put_back(u32::try_from(take.token_no).unwrap_or(0)) {
                 error!(activity.id = %self.activity, %error, "A reserved token was not in flight");
             }
         }
@@ -524,28 +536,28 @@ impl StockEngine {
 }
 
 /// The answer's JSON. `None` cannot happen: every field serializes.
-fn body_of(answer: &TakeAnswer) -> Option<String> {
-    serde_json::to_string(answer).ok()
+fn body_of(granted: &Granted) -> Option<String> {
+    serde_json::to_string(&TakeAnswer::from(granted.clone())).ok()
 }
 
 /// Remembers and answers what was committed.
 fn answer(drafts: Vec<Draft>, block: HeldBlock, window: &mut TokenWindow) {
     let still_held = window.blocks().any(|held| held.id == block.id);
-    for Draft { ask, twins, take, order } in drafts {
+    for Draft { ask, twins, granted } in drafts {
+        let take = &granted.take;
         if still_held && let Err(error) = window.confirm(u32::try_from(take.token_no).unwrap_or(0)) {
             error!(%error, take.id = %take.id, "A committed token was not in flight");
         }
-        let answer = TakeAnswer { take, order };
         for twin in twins {
             let same = twin.request.key == ask.request.key;
             twin.answer(if same {
-                let body = body_of(&answer).ok_or(TakeError::Unanswered);
+                let body = body_of(&granted).ok_or(TakeError::Unanswered);
                 body.map(|body| Answered::Replayed(Answer { status: 201, body }))
             } else {
                 Err(KeyRefusal::Reused.into())
             });
         }
-        ask.answer(Ok(Answered::Fresh(answer)));
+        ask.answer(Ok(Answered::Fresh(granted)));
     }
 }
 

@@ -9,7 +9,7 @@ use tracing::info;
 use super::changes::{Adjusted, Adjustment, Released};
 use super::engine::{Notice, StockEngine, TakeRequest};
 use super::hints::Hints;
-use super::model::{AdjustError, ReleaseError, Take, TakeError};
+use super::model::{AdjustError, ReleaseError, Take, TakeAnswer, TakeError};
 use super::store::StockStore;
 use crate::actors::batching::{BatchSettings, Batcher, Reply};
 use crate::cluster::Cluster;
@@ -51,7 +51,7 @@ impl StockService {
         user: UserId,
         activity: ActivityId,
         key: Option<RequestKey>,
-    ) -> Reply<StockEngine> {
+    ) -> Result<Answered<TakeAnswer>, TakeError> {
         // A repeat must be told what its first request was told, so it is never answered from memory.
         let refusal = |hints: &Hints| match key {
             None => hints.refusal(self.store.clock.now()),
@@ -63,7 +63,7 @@ impl StockService {
             Err(refusal) => Err(refusal),
         };
         self.outcomes.count(&reply);
-        reply
+        reply.map(|answered| answered.map(TakeAnswer::from))
     }
 
     /// The activity was changed: what its actor knows is old.

@@ -34,6 +34,9 @@ impl Default for RateLimitSettings {
     }
 }
 
+/// How many numbers of what is left are kept as they are written.
+const WRITTEN: u32 = 1000;
+
 type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, DefaultClock, StateInformationMiddleware>;
 
 /// The buckets of this process, shared by its workers.
@@ -46,6 +49,8 @@ struct Inner {
     addresses: Option<Limiter<IpAddr>>,
     /// `RateLimit-Policy` of the users' limit.
     policy: HeaderValue,
+    /// `RateLimit` for what may be left of it, the first thousand numbers: written once, not for each answer.
+    states: Vec<HeaderValue>,
     trusted_proxies: Vec<IpNet>,
 }
 
@@ -63,6 +68,7 @@ impl RateLimits {
             users: limiter(settings.per_user_per_s),
             addresses: limiter(settings.sign_in_per_address_per_s),
             policy: HeaderValue::try_from(policy).unwrap_or_else(|_| HeaderValue::from_static("")),
+            states: (0..settings.per_user_per_s.min(WRITTEN)).map_while(state).collect(),
             trusted_proxies,
         }))
     }
@@ -131,6 +137,11 @@ fn refusal(wait: Duration) -> ApiError {
     }
 }
 
+/// `RateLimit` when so many requests are left.
+fn state(remaining: u32) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("\"user\";r={remaining};t=1")).ok()
+}
+
 /// An IPv6 customer has a whole /64 to send from.
 fn neighbourhood(address: IpAddr) -> IpAddr {
     match address {
@@ -143,7 +154,8 @@ fn neighbourhood(address: IpAddr) -> IpAddr {
 pub(super) fn describe(req: &HttpRequest, headers: &mut HeaderMap) {
     let Some(Remaining(remaining)) = req.extensions().get().copied() else { return };
     let Some(limits) = req.app_data::<web::Data<RateLimits>>() else { return };
-    if let Ok(state) = HeaderValue::try_from(format!("\"user\";r={remaining};t=1")) {
+    let written = limits.0.states.get(remaining as usize).cloned();
+    if let Some(state) = written.or_else(|| state(remaining)) {
         headers.insert(RATE_LIMIT, state);
         headers.insert(RATE_LIMIT_POLICY, limits.0.policy.clone());
     }

@@ -5,6 +5,7 @@
 //! R17; defects X-12 to X-15). Events are taken in together; if that fails they are tried one by one, so a poisonous
 //! event takes none of its neighbours with it, and what fails by itself is [parked](super::parking) and tried again.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -201,12 +202,11 @@ impl Consumer {
     /// Applies `events` in one transaction; `parked` is where the one event waited, if it did.
     pub(super) async fn apply(
         &self,
-        events: Vec<Envelope>,
+        events: Arc<Vec<Envelope>>,
         parked: Option<Parked>,
     ) -> Result<Applied, HandlerError> {
         let group = self.group.clone();
         let parent = events.first().filter(|_| events.len() == 1).and_then(|event| event.traceparent);
-        let events = Arc::new(events);
         let applying = self.db.transaction(move |tx| {
             let (group, events) = (group.clone(), events.clone());
             async move { apply(&tx, &group, &events, parked).await }
@@ -230,21 +230,22 @@ impl Consumer {
 
     /// Applies what can be applied together, and parks what must wait for an event of its subject.
     async fn take_in_events(&self, events: Vec<(Envelope, Arc<str>)>) -> Result<(), HandlerError> {
-        let events = self.behind_parked(events).await?;
+        let (events, origins): (Vec<_>, Vec<_>) = self.behind_parked(events).await?.into_iter().unzip();
         if events.is_empty() {
             return Ok(());
         }
-        match (self.apply_together(&events).await, events.as_slice()) {
-            (Ok(()), _) => return Ok(()),
-            (Err(error), _) if error.is_outage() => return Err(error),
-            (Err(error), [(event, origin)]) => return self.failed_first(event, origin, &error).await,
-            (Err(error), _) => {
+        let events = Arc::new(events);
+        match (self.apply_together(&events).await, events.as_slice(), origins.as_slice()) {
+            (Ok(()), ..) => return Ok(()),
+            (Err(error), ..) if error.is_outage() => return Err(error),
+            (Err(error), [event], [origin]) => return self.failed_first(event, origin, &error).await,
+            (Err(error), ..) => {
                 let (group, count) = (self.name(), events.len());
                 warn!(group, %error, "Group {group} tries {count} events one by one: {error}");
             }
         }
         let mut blocked: HashSet<String> = HashSet::new();
-        for (event, origin) in events {
+        for (event, origin) in Arc::unwrap_or_clone(events).into_iter().zip(origins) {
             if self.group.spec.ordered && blocked.contains(&event.subject) {
                 self.park(&event, &origin).await?;
                 continue;
@@ -258,11 +259,10 @@ impl Consumer {
     }
 
     /// Applies all of `events` or none; others have some time to get out of the way.
-    async fn apply_together(&self, events: &[(Envelope, Arc<str>)]) -> Result<(), HandlerError> {
+    async fn apply_together(&self, events: &Arc<Vec<Envelope>>) -> Result<(), HandlerError> {
         let mut tries = 1;
         loop {
-            let together = events.iter().map(|(event, _)| event.clone()).collect();
-            match self.apply(together, None).await {
+            match self.apply(events.clone(), None).await {
                 Err(error) if error.is_hold_up() && tries < TRIES_TOGETHER => {
                     warn!(group = self.name(), %error, "Group {} is held up: {error}", self.name());
                     tries += 1;
@@ -274,7 +274,7 @@ impl Consumer {
 
     /// Applies one event, or parks it; `false` if it is parked or dead.
     async fn take_in_alone(&self, event: Envelope, origin: &str) -> Result<bool, HandlerError> {
-        match self.apply(vec![event.clone()], None).await {
+        match self.apply(Arc::new(vec![event.clone()]), None).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_outage() => Err(error),
             Err(error) => {
@@ -361,7 +361,7 @@ async fn apply(
     }
     if group.latest_only {
         let before = fresh.len();
-        fresh = not_late(tx, group.spec.name, fresh).await?;
+        fresh = not_late(tx, group.spec.name, fresh.into_owned()).await?.into();
         applied.late = before - fresh.len();
     }
     applied.applied = fresh.len();
@@ -378,7 +378,7 @@ async fn apply(
 }
 
 /// The events that the log does not know, each once.
-async fn unknown(tx: &Tx, group: &str, events: &[Envelope]) -> Result<Vec<Envelope>, DbFault> {
+async fn unknown<'a>(tx: &Tx, group: &str, events: &'a [Envelope]) -> Result<Cow<'a, [Envelope]>, DbFault> {
     // A subquery for each row, not a join: a planner that starts with the log reads all of it.
     const KNOWN: &str = "SELECT (SELECT l.event_id FROM consumer_log AS l \
         WHERE l.group_name = ? AND l.event_id = r.id) AS event_id FROM {rows}";
@@ -387,7 +387,11 @@ async fn unknown(tx: &Tx, group: &str, events: &[Envelope]) -> Result<Vec<Envelo
     let known = known.iter().map(|row: &QueryResult| row.try_get("", "event_id"));
     let known = known.collect::<Result<Vec<Option<i64>>, _>>()?;
     let mut known: HashSet<i64> = known.into_iter().flatten().collect();
-    Ok(events.iter().filter(|event| known.insert(event.id.0)).cloned().collect())
+    let fresh: Vec<bool> = events.iter().map(|event| known.insert(event.id.0)).collect();
+    if fresh.iter().all(|fresh| *fresh) {
+        return Ok(events.into());
+    }
+    Ok(events.iter().zip(fresh).filter(|(_, fresh)| *fresh).map(|(event, _)| event.clone()).collect())
 }
 
 async fn note(tx: &Tx, group: &str, events: &[Envelope], attempts: i32) -> Result<(), DbFault> {

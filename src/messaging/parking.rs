@@ -256,7 +256,7 @@ impl Consumer {
         {
             handler.perform(&event).await?;
         }
-        self.apply(vec![event], Some(parked)).await.map(drop)
+        self.apply(Arc::new(vec![event]), Some(parked)).await.map(drop)
     }
 
     async fn is_noted(&self, event: &Envelope) -> Result<bool, DbFault> {

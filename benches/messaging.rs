@@ -40,6 +40,7 @@ const GROUP: GroupSpec = GroupSpec {
     ordered: false,
     max_batch: 500,
     linger: Duration::ZERO,
+    coalesced: false,
 };
 
 /// Writes one row for each event.

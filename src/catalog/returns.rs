@@ -20,6 +20,7 @@ pub fn group(ids: Ids, clock: SharedClock) -> Group {
         ordered: false,
         max_batch: 1000,
         linger: std::time::Duration::ZERO,
+        coalesced: false,
     };
     Group::new(spec, Returns { ids, clock }).harmless_repeats()
 }

@@ -23,6 +23,7 @@ pub fn orders(ids: Ids, clock: SharedClock) -> Group {
         ordered: false,
         max_batch: 500,
         linger: Duration::ZERO,
+        coalesced: false,
     };
     Group::new(spec, Orders { ids, clock })
 }

@@ -29,8 +29,11 @@ pub struct Groups {
 impl Groups {
     /// # Panics
     ///
-    /// If two groups have one name: they would share a queue and a log.
+    /// If two groups have one name: they would share a queue and a log. If one coalesces and keeps a log: events that were
+    /// left out would be missing there.
     pub fn new(groups: Vec<Group>) -> Self {
+        let keeps_log = |group: &Group| group.repeats == Repeats::Logged;
+        assert!(!groups.iter().any(|group| group.spec.coalesced && keeps_log(group)), "a log with gaps");
         let specs: Arc<[GroupSpec]> = groups.iter().map(|group| group.spec).collect();
         let names: HashMap<&str, ()> = specs.iter().map(|spec| (spec.name, ())).collect();
         assert_eq!(names.len(), specs.len(), "two consumer groups have one name");

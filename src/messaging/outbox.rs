@@ -44,13 +44,16 @@ struct Written<'a, S: fmt::Display, T> {
 #[derive(Deserialize)]
 struct Stored<'a> {
     id: EventId,
-    r#type: String,
-    subject: String,
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow)]
+    subject: Cow<'a, str>,
     sequence: Option<i64>,
     time: Timestamp,
     #[serde(borrow)]
     traceparent: Option<Cow<'a, str>>,
-    data: Box<RawValue>,
+    #[serde(borrow)]
+    data: &'a RawValue,
 }
 
 impl Events {
@@ -149,18 +152,28 @@ pub fn add(tx: &Tx, id: BatchId, events: Events, now: Timestamp, script: &mut Sc
 
 /// The events of an outbox row, given its columns `events` and `traceparent`.
 pub fn read(events: &str, traceparent: Option<&str>) -> Result<Vec<Envelope>, serde_json::Error> {
+    read_wanted(events, traceparent, |_, _| true)
+}
+
+/// Those events of an outbox row that are `wanted` by their type and subject.
+pub fn read_wanted(
+    events: &str,
+    traceparent: Option<&str>,
+    mut wanted: impl FnMut(&str, &str) -> bool,
+) -> Result<Vec<Envelope>, serde_json::Error> {
     let of_row = traceparent.and_then(Traceparent::parse);
     let stored: Vec<Stored<'_>> = serde_json::from_str(events)?;
+    let stored = stored.into_iter().filter(|stored| wanted(&stored.r#type, &stored.subject));
     let envelope = |stored: Stored<'_>| Envelope {
         id: stored.id,
-        event_type: stored.r#type,
-        subject: stored.subject,
+        event_type: stored.r#type.into_owned(),
+        subject: stored.subject.into_owned(),
         sequence: stored.sequence,
         time: stored.time,
         traceparent: stored.traceparent.as_deref().and_then(Traceparent::parse).or(of_row),
-        data: stored.data,
+        data: stored.data.to_owned(),
     };
-    Ok(stored.into_iter().map(envelope).collect())
+    Ok(stored.map(envelope).collect())
 }
 
 /// `2026-11-21T08:00:00.123456Z`.

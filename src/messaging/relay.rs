@@ -84,7 +84,7 @@ impl Relay {
 
     async fn relay_until(&self, stop: &CancellationToken) {
         let mut pause = Duration::ZERO;
-        let mut queues_empty = self.bus.queues_rows();
+        let mut queues_empty = self.bus.row_queues().is_some();
         while !stop.is_cancelled() {
             let (before, next_page) = (pause, Instant::now() + STRIDE);
             let relay_page = async {
@@ -163,6 +163,12 @@ impl Relay {
                 traceparent: row.traceparent.clone(),
             })
             .collect();
+        if let Some(queues) = self.bus.row_queues() {
+            self.queue(committed.clone()).await.map_err(|fault| fault.to_string())?;
+            queues.wake(&committed);
+            count_published(&rows);
+            return Ok(rows.len());
+        }
         let answers = self.bus.publish(&committed).await;
         let (mut sent, mut refused, mut unavailable) = (Vec::new(), Vec::new(), None);
         for (row, answer) in rows.iter().zip(answers) {
@@ -175,12 +181,7 @@ impl Relay {
                 }
             }
         }
-        let events = rows
-            .iter()
-            .filter(|row| sent.contains(&row.id))
-            .map(|row| i64::from(row.event_count))
-            .sum::<i64>();
-        metrics::counter!("tombola_events_published_total").increment(events.unsigned_abs());
+        count_published(rows.iter().filter(|row| sent.contains(&row.id)));
         // That nothing was stored says more about the bus than about each row: the backlog must not be blamed row by row.
         if sent.is_empty() && unavailable.is_none() {
             unavailable = refused.first().map(|(_, _, error)| error.clone());
@@ -189,8 +190,23 @@ impl Relay {
         unavailable.map_or(Ok(rows.len()), Err)
     }
 
+    /// Puts `rows` into the queues of a bus in the same database, and marks them as sent.
+    async fn queue(&self, rows: Vec<Committed>) -> Result<(), DbFault> {
+        let (bus, rows) = (self.bus.clone(), Arc::new(rows));
+        let queueing = self.db.transaction(move |tx| {
+            let (bus, rows) = (bus.clone(), rows.clone());
+            async move {
+                let queues = bus.row_queues().ok_or(DbFault::Missing("the queues of the bus"))?;
+                let now = db::now_micros(&tx).await?;
+                queues.enqueue(&tx, &rows, now).await?;
+                mark_sent(&tx, rows.iter().map(|row| row.id.0).collect(), now).await
+            }
+        });
+        queueing.await
+    }
+
     async fn unsent(&self) -> Result<Vec<outbox::Model>, DbFault> {
-        let whole = !self.bus.queues_rows();
+        let whole = self.bus.row_queues().is_none();
         let read = move |connection: DatabaseConnection| async move {
             let now = db::now_micros(&connection).await?;
             let due = outbox::Column::RetryAt.is_null().or(outbox::Column::RetryAt.lte(now));
@@ -216,10 +232,7 @@ impl Relay {
             async move {
                 let now = db::now_micros(&tx).await?;
                 if !sent.is_empty() {
-                    let rows = Rows::new().column("sent", Column::Big(sent));
-                    let backend = tx.get_database_backend();
-                    let mark = bulk::update(backend, "outbox", "sent_at = ?", "id = r.sent");
-                    tx.execute_raw(rows.statement(backend, &mark, [now.into()])).await?;
+                    mark_sent(&tx, sent, now).await?;
                 }
                 for (id, attempts, error) in refused {
                     let doublings = Ord::min(u32::try_from(attempts - 1).unwrap_or(0), 16);
@@ -286,6 +299,19 @@ impl Relay {
         };
         self.db.read(read).await
     }
+}
+
+async fn mark_sent(tx: &Tx, sent: Vec<i64>, now: i64) -> Result<(), DbFault> {
+    let backend = tx.get_database_backend();
+    let mark = bulk::update(backend, "outbox", "sent_at = ?", "id = r.sent");
+    let rows = Rows::new().column("sent", Column::Big(sent));
+    tx.execute_raw(rows.statement(backend, &mark, [now.into()])).await?;
+    Ok(())
+}
+
+fn count_published<'a>(rows: impl IntoIterator<Item = &'a outbox::Model>) {
+    let events: i64 = rows.into_iter().map(|row| i64::from(row.event_count)).sum();
+    metrics::counter!("tombola_events_published_total").increment(events.unsigned_abs());
 }
 
 /// Makes the rows of some entries of one queue unsent, and removes these entries; answers how many.

@@ -33,6 +33,7 @@ pub fn orders(ids: Ids, clock: SharedClock) -> Group {
         ordered: false,
         max_batch: 500,
         linger: GATHERED,
+        coalesced: false,
     };
     Group::new(spec, Tell { ids, clock })
 }
@@ -97,6 +98,7 @@ pub fn notifier(db: Database, clock: SharedClock, notifier: Option<Arc<dyn Notif
         ordered: false,
         max_batch: 500,
         linger: GATHERED,
+        coalesced: false,
     };
     match notifier {
         Some(notifier) => Group::outside(spec, Elsewhere { db, clock, notifier }),

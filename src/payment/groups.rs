@@ -28,6 +28,7 @@ pub fn orders(ids: Ids, clock: SharedClock, policy: Policy) -> Group {
         ordered: false,
         max_batch: 500,
         linger: Duration::ZERO,
+        coalesced: false,
     };
     Group::new(spec, OrderPayments { ids, clock, policy })
 }
@@ -62,6 +63,7 @@ pub fn log() -> Group {
         ordered: false,
         max_batch: 500,
         linger: Duration::from_millis(100),
+        coalesced: false,
     };
     Group::new(spec, PaymentLog)
 }
@@ -103,6 +105,7 @@ pub fn refunds(payments: PaymentService) -> Group {
         ordered: false,
         max_batch: 50,
         linger: Duration::ZERO,
+        coalesced: false,
     };
     Group::outside(spec, Refunds(payments))
 }

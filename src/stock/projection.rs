@@ -36,6 +36,7 @@ pub fn group() -> Group {
         ordered: false,
         max_batch: 1000,
         linger: STEP,
+        coalesced: true,
     };
     Group::new(spec, Projection).harmless_repeats()
 }

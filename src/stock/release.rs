@@ -153,6 +153,7 @@ pub fn group(ids: Ids, clock: SharedClock) -> Group {
         ordered: false,
         max_batch: 1000,
         linger: Duration::ZERO,
+        coalesced: false,
     };
     Group::new(spec, EndedOrders { ids, clock })
 }

@@ -25,6 +25,7 @@ pub fn balances(ledger: Ledger, clock: SharedClock) -> Group {
         ordered: false,
         max_batch: 500,
         linger: Duration::ZERO,
+        coalesced: false,
     };
     Group::new(spec, GiveBack { ledger, clock })
 }
@@ -53,6 +54,7 @@ pub fn points(ledger: Ledger, clock: SharedClock, per_major: i64) -> Group {
         ordered: false,
         max_batch: 500,
         linger: GATHERED,
+        coalesced: false,
     };
     Group::new(spec, Points { ledger, clock, per_major })
 }

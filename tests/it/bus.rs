@@ -51,6 +51,7 @@ promises!(
     every_node_hears_a_broadcast,
     an_event_that_was_lost_is_found_and_delivered_again,
     what_the_embedded_bus_had_queued_is_delivered_by_the_next_bus,
+    one_event_of_a_subject_may_stand_for_those_that_come_with_it,
 );
 
 const TAKEN: &[EventType] = &[ActivityTaken];
@@ -97,6 +98,39 @@ async fn a_group_applies_its_events_once(spine: &Spine) {
     spine.has_applied("taken", &taken).await;
     assert_eq!(spine.logged("taken").await, taken.len() as u64);
     assert!(spine.letters().await.is_empty());
+}
+
+async fn one_event_of_a_subject_may_stand_for_those_that_come_with_it(spine: &Spine) {
+    const ROWS: usize = 40;
+    let group = GroupSpec { coalesced: true, ..spec("taken", TAKEN) };
+    let groups = || vec![spine.recorder(group).harmless_repeats()];
+    for _ in 0..ROWS {
+        let others = [(ActivityTaken, "8", None), (ActivityStateChanged, "9", None)];
+        spine.commit(&[&[(ActivityTaken, "7", None)][..], &others].concat()).await;
+    }
+    // RabbitMQ hands over every event; the embedded bus one for each subject of what is in its queue by then.
+    let each = match spine.vhost {
+        Some(_) => ROWS,
+        None => {
+            let stop = CancellationToken::new();
+            let relay = Relay::new(spine.db.clone(), spine.bus(&groups()), 1, Duration::from_millis(20));
+            let relaying = tokio::spawn(relay.run(stop.clone()));
+            eventually(async || spine.queued().await == ROWS as u64).await;
+            stop.cancel();
+            relaying.await.unwrap();
+            1
+        }
+    };
+    let node = spine.node(groups());
+    eventually(async || spine.effects("taken").await.len() >= 2 * each && spine.is_quiet().await).await;
+    let mut subjects: Vec<String> = spine.effects("taken").await.into_iter().map(|(_, of)| of).collect();
+    subjects.sort_unstable();
+    assert_eq!(subjects, [vec!["7"; each], vec!["8"; each]].concat());
+
+    // What comes later is not taken for what came before.
+    let later = spine.commit(&[(ActivityTaken, "7", None)]).await;
+    eventually(async || spine.applied("taken").await.contains(&later[0])).await;
+    node.stop().await;
 }
 
 async fn a_poisonous_event_takes_no_neighbour_with_it(spine: &Spine) {

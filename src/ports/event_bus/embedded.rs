@@ -4,7 +4,7 @@
 //! goes when the group has settled its events; a crash in between delivers them again. Works for several nodes on one
 //! database too: each group is worked on by one of them at a time, and broadcasts are read from the outbox by each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +17,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{Committed, Delivery, EventBus, GroupSpec, Heard, Listener, PublishError, Sink, Unreadable};
+use super::{
+    Committed, Delivery, EventBus, GroupSpec, Heard, Listener, PublishError, RowQueues, Sink, Unreadable,
+};
 use crate::db::bulk::{Column, Rows};
-use crate::db::{self, Database, DbFault};
+use crate::db::{self, Database, DbFault, Tx};
 use crate::lease::Lease;
 use crate::messaging::catalogue::EventType;
 use crate::messaging::envelope::{Envelope, Undecodable};
@@ -30,6 +32,9 @@ const POLL: Duration = Duration::from_millis(250);
 
 /// Outbox rows that are read at a time: at most some megabytes.
 const PAGE: u64 = 16;
+
+/// Outbox rows whose events are taken in together at most.
+const MOST_ROWS: usize = 1024;
 
 /// How long a node keeps a group to itself after a renewal.
 const LEASE: Duration = Duration::from_secs(8);
@@ -60,41 +65,71 @@ impl EmbeddedBus {
     /// Takes in what is queued for `group` until its queue is empty.
     async fn drain(&self, group: GroupSpec, sink: &dyn Sink) -> Result<(), String> {
         loop {
-            let entries = self.queued(group).await.map_err(|fault| fault.to_string())?;
-            if entries.is_empty() {
+            let gathered = self.gather(group).await.map_err(|fault| fault.to_string())?;
+            if gathered.rows.is_empty() {
                 return Ok(());
             }
-            let origin: Arc<str> = format!("tombola.{}", group.name).into();
-            let mut deliveries = Vec::new();
-            for row in &entries {
-                let deliver = |content| Delivery { content, origin: origin.clone(), redeliveries: 0 };
-                match outbox::read(&row.events, row.traceparent.as_deref()) {
-                    Ok(events) => {
-                        let wanted = events.into_iter().filter(|event| group.wants(&event.event_type));
-                        deliveries.extend(wanted.map(|event| deliver(Ok(event))));
-                    }
-                    Err(error) => {
-                        let (body, error) = (row.events.clone().into_bytes(), Undecodable::Row(error));
-                        deliveries.push(deliver(Err(Unreadable { body, error })));
-                    }
-                }
-            }
+            let mut deliveries = gathered.deliveries;
             while !deliveries.is_empty() {
                 let rest = deliveries.split_off(deliveries.len().min(group.max_batch.into()));
                 sink.take_in(deliveries).await.map_err(|fault| fault.to_string())?;
                 deliveries = rest;
             }
-            let ids = entries.iter().map(|row| row.id).collect();
-            self.settle(group, ids).await.map_err(|fault| fault.to_string())?;
+            self.settle(group, gathered.rows).await.map_err(|fault| fault.to_string())?;
         }
     }
 
-    async fn queued(&self, group: GroupSpec) -> Result<Vec<entities::outbox::Model>, DbFault> {
+    /// The oldest events of the queue, as many as are taken in together if there are so many.
+    async fn gather(&self, group: GroupSpec) -> Result<Gathered, DbFault> {
+        let origin: Arc<str> = format!("tombola.{}", group.name).into();
+        let mut gathered = Gathered::default();
+        // In a group that coalesces, those that have an event already.
+        let mut subjects = HashSet::new();
+        loop {
+            let entries = self.queued(group, gathered.rows.last().copied()).await?;
+            for row in &entries {
+                let deliver = |content| Delivery { content, origin: origin.clone(), redeliveries: 0 };
+                let wanted = |event_type: &str, subject: &str| {
+                    if !group.wants(event_type) || subjects.contains(subject) {
+                        return false;
+                    }
+                    if group.coalesced {
+                        subjects.insert(subject.to_owned());
+                    }
+                    true
+                };
+                match outbox::read_wanted(&row.events, row.traceparent.as_deref(), wanted) {
+                    Ok(events) => {
+                        gathered.deliveries.extend(events.into_iter().map(|event| deliver(Ok(event))));
+                    }
+                    Err(error) => {
+                        let (body, error) = (row.events.clone().into_bytes(), Undecodable::Row(error));
+                        gathered.deliveries.push(deliver(Err(Unreadable { body, error })));
+                    }
+                }
+            }
+            gathered.rows.extend(entries.iter().map(|row| row.id));
+            if entries.len() < PAGE as usize
+                || gathered.deliveries.len() >= usize::from(group.max_batch)
+                || gathered.rows.len() >= MOST_ROWS
+            {
+                return Ok(gathered);
+            }
+        }
+    }
+
+    /// The oldest rows queued for `group`, behind `after`.
+    async fn queued(
+        &self,
+        group: GroupSpec,
+        after: Option<i64>,
+    ) -> Result<Vec<entities::outbox::Model>, DbFault> {
         let read = move |connection: DatabaseConnection| async move {
             let ids: Vec<i64> = queued_events::Entity::find()
                 .select_only()
                 .column(queued_events::Column::OutboxId)
                 .filter(queued_events::Column::GroupName.eq(group.name))
+                .filter(queued_events::Column::OutboxId.gt(after.unwrap_or(i64::MIN)))
                 .order_by_asc(queued_events::Column::OutboxId)
                 .limit(PAGE)
                 .into_tuple()
@@ -120,26 +155,6 @@ impl EmbeddedBus {
                         .filter(queued_events::Column::OutboxId.is_in(ids))
                         .exec(&tx)
                         .await?;
-                    Ok(())
-                }
-            })
-            .await
-    }
-
-    async fn enqueue(&self, groups: Vec<String>, rows: Vec<i64>) -> Result<(), DbFault> {
-        const ENQUEUE: &str = "INSERT INTO queued_events (group_name, outbox_id, queued_at) \
-            SELECT r.name, r.id, ? FROM {rows} WHERE NOT EXISTS (SELECT 1 FROM queued_events AS q \
-            WHERE q.group_name = r.name AND q.outbox_id = r.id)";
-        self.0
-            .db
-            .transaction(move |tx| {
-                let entries = Rows::new()
-                    .column("name", Column::Text(groups.clone()))
-                    .column("id", Column::Big(rows.clone()));
-                async move {
-                    let now = db::now_micros(&tx).await?;
-                    let backend = tx.get_database_backend();
-                    tx.execute_raw(entries.statement(backend, ENQUEUE, [now.into()])).await?;
                     Ok(())
                 }
             })
@@ -175,27 +190,18 @@ impl EmbeddedBus {
 
 #[async_trait]
 impl EventBus for EmbeddedBus {
-    /// Whoever takes an entry in reads its events.
-    fn queues_rows(&self) -> bool {
-        true
+    fn row_queues(&self) -> Option<&dyn RowQueues> {
+        Some(self)
     }
 
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
-        let (mut groups, mut ids) = (Vec::new(), Vec::new());
-        let mut woken = Vec::new();
-        for (group, queue) in &self.0.queues {
-            let before = ids.len();
-            for row in rows.iter().filter(|row| row.may_interest(group.types)) {
-                groups.push(group.name.to_owned());
-                ids.push(row.id.0);
-            }
-            if ids.len() > before {
-                woken.push(queue);
-            }
-        }
-        let stored = if ids.is_empty() { Ok(()) } else { self.enqueue(groups, ids).await };
-        let stored = stored.map_err(|fault| PublishError::Unavailable(fault.to_string()));
-        woken.into_iter().for_each(Notify::notify_one);
+        let (bus, queued) = (self.clone(), Arc::new(rows.to_vec()));
+        let queueing = self.0.db.transaction(move |tx| {
+            let (bus, queued) = (bus.clone(), queued.clone());
+            async move { bus.enqueue(&tx, &queued, db::now_micros(&tx).await?).await }
+        });
+        let stored = queueing.await.map_err(|fault| PublishError::Unavailable(fault.to_string()));
+        self.wake(rows);
         rows.iter().map(|_| stored.clone()).collect()
     }
 
@@ -268,6 +274,43 @@ impl EventBus for EmbeddedBus {
     }
 
     async fn close(&self) {}
+}
+
+#[async_trait]
+impl RowQueues for EmbeddedBus {
+    async fn enqueue(&self, tx: &Tx, rows: &[Committed], now: i64) -> Result<(), DbFault> {
+        const ENQUEUE: &str = "INSERT INTO queued_events (group_name, outbox_id, queued_at) \
+            SELECT r.name, r.id, ? FROM {rows} WHERE NOT EXISTS (SELECT 1 FROM queued_events AS q \
+            WHERE q.group_name = r.name AND q.outbox_id = r.id)";
+        let (mut groups, mut ids) = (Vec::new(), Vec::new());
+        for (group, _) in &self.0.queues {
+            for row in rows.iter().filter(|row| row.may_interest(group.types)) {
+                groups.push(group.name.to_owned());
+                ids.push(row.id.0);
+            }
+        }
+        if !ids.is_empty() {
+            let backend = tx.get_database_backend();
+            let entries = Rows::new().column("name", Column::Text(groups)).column("id", Column::Big(ids));
+            tx.execute_raw(entries.statement(backend, ENQUEUE, [now.into()])).await?;
+        }
+        Ok(())
+    }
+
+    fn wake(&self, rows: &[Committed]) {
+        for (group, queue) in &self.0.queues {
+            if rows.iter().any(|row| row.may_interest(group.types)) {
+                queue.notify_one();
+            }
+        }
+    }
+}
+
+/// What is taken in together, and the rows it comes from.
+#[derive(Debug, Default)]
+struct Gathered {
+    deliveries: Vec<Delivery>,
+    rows: Vec<i64>,
 }
 
 /// One node's place in what was sent, in memory: a node that starts hears what is sent from then on.

@@ -24,6 +24,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::db::{DbFault, Tx};
 use crate::ids::BatchId;
 use crate::messaging::catalogue::EventType;
 use crate::messaging::envelope::{Envelope, Undecodable};
@@ -59,6 +60,9 @@ pub struct GroupSpec {
     pub max_batch: u16,
     /// How long to wait for more events, once there is one.
     pub linger: Duration,
+    /// Whether one event of a subject stands for all that come with it, because the group looks at what they are about:
+    /// a bus may leave the others out.
+    pub coalesced: bool,
 }
 
 impl GroupSpec {
@@ -126,13 +130,23 @@ pub enum PublishError {
     Refused { event: String, reason: String },
 }
 
+/// Queues of whole outbox rows, in the same database (`queued_events`).
+#[async_trait]
+pub trait RowQueues: Send + Sync {
+    /// Queues each row, whose events need not be read, for every group that may want one of them; `now` is the database's.
+    async fn enqueue(&self, tx: &Tx, rows: &[Committed], now: i64) -> Result<(), DbFault>;
+
+    /// Wakes who consumes `rows`, which are committed now.
+    fn wake(&self, rows: &[Committed]);
+}
+
 /// Carries committed events to those who listen. Clones of the implementations share their connections.
 #[async_trait]
 pub trait EventBus: Send + Sync + fmt::Debug {
-    /// Whether it queues whole outbox rows in the database, in `queued_events`: then
-    /// [`publish`](EventBus::publish) reads only which rows have which types, not their events.
-    fn queues_rows(&self) -> bool {
-        false
+    /// The queues of a bus that has them beside the outbox: rows get there in the transaction that marks them as sent, not
+    /// by [`publish`](EventBus::publish).
+    fn row_queues(&self) -> Option<&dyn RowQueues> {
+        None
     }
 
     /// Stores all events of each row for every group that wants them; answers for each row. An error leaves open which

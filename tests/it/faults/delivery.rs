@@ -21,7 +21,7 @@ use tombola::messaging::consumer::{Group, Handler, HandlerError};
 use tombola::messaging::envelope::{Envelope, MAX_BYTES};
 use tombola::ports::event_bus::rabbitmq::{EVENTS, PARTITION, partition};
 use tombola::ports::event_bus::{
-    Committed, Delivery, EventBus, GroupSpec, Listener, PublishError, Sink, SinkUnavailable,
+    Committed, Delivery, EventBus, GroupSpec, Listener, PublishError, RowQueues, Sink, SinkUnavailable,
 };
 
 use super::survive;
@@ -258,8 +258,8 @@ impl Sink for Deadly {
 
 #[async_trait]
 impl EventBus for Dying {
-    fn queues_rows(&self) -> bool {
-        self.bus.queues_rows()
+    fn row_queues(&self) -> Option<&dyn RowQueues> {
+        self.bus.row_queues()
     }
 
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {

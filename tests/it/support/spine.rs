@@ -80,7 +80,7 @@ pub(crate) struct SpineNode {
 
 /// Groups of one test: names, types, options.
 pub(crate) fn spec(name: &'static str, types: &'static [EventType]) -> GroupSpec {
-    GroupSpec { name, types, ordered: false, max_batch: 100, linger: Duration::ZERO }
+    GroupSpec { name, types, ordered: false, max_batch: 100, linger: Duration::ZERO, coalesced: false }
 }
 
 /// Writes each event to the table `effect`, unless its mood is bad.

@@ -197,8 +197,14 @@ impl EventBus for RabbitMq {
     }
 
     async fn exhausted(&self, sink: Arc<dyn Sink>, stop: CancellationToken) {
-        let group =
-            GroupSpec { name: "dead", types: &[], ordered: false, max_batch: 10, linger: Duration::ZERO };
+        let group = GroupSpec {
+            name: "dead",
+            types: &[],
+            ordered: false,
+            max_batch: 10,
+            linger: Duration::ZERO,
+            coalesced: false,
+        };
         self.keep_consuming(Task::Queue { queue: DEAD, group: &group, sink: sink.as_ref() }, &stop).await;
     }
 

@@ -8,6 +8,7 @@
 pub mod bulk;
 mod clock;
 mod connect;
+mod crowd;
 mod fault;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 pub use clock::DatabaseClock;
 pub use connect::{DatabaseSettings, InvalidDatabaseUrl};
+pub use crowd::Crowd;
 pub use fault::{AsDbFault, DbFault};
 pub use tx::Tx;
 
@@ -46,6 +48,7 @@ struct Inner {
     runtime: Handle,
     pools: RwLock<Arc<Pools>>,
     announced: Notify,
+    crowd: Crowd,
 }
 
 /// Connections to read with and connections to write with; on SQLite one writer (R19), elsewhere the same pool.
@@ -70,6 +73,7 @@ impl Database {
             runtime,
             pools: RwLock::new(Arc::new(pools)),
             announced: Notify::new(),
+            crowd: Crowd::default(),
         }));
         db.check_version().await?;
         Ok(db)
@@ -83,6 +87,11 @@ impl Database {
     /// The configuration it was opened with.
     pub fn settings(&self) -> &DatabaseSettings {
         &self.0.settings
+    }
+
+    /// Who waits for it.
+    pub fn crowd(&self) -> &Crowd {
+        &self.0.crowd
     }
 
     /// Runs `work` on the database's runtime, in the caller's trace and to its end even if the caller goes away.

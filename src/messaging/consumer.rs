@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
@@ -308,6 +308,7 @@ impl Consumer {
 #[async_trait]
 impl Sink for Consumer {
     async fn take_in(&self, deliveries: Vec<Delivery>) -> Result<(), SinkUnavailable> {
+        let begun = Instant::now();
         let mut events = Vec::with_capacity(deliveries.len());
         let settle = async {
             for delivery in deliveries {
@@ -329,7 +330,12 @@ impl Sink for Consumer {
             }
             self.take_in_events(events).await
         };
-        settle.await.map_err(|error: HandlerError| SinkUnavailable(error.to_string()))
+        settle.await.map_err(|error: HandlerError| SinkUnavailable(error.to_string()))?;
+        // A group that waits for more events does what nobody waits for.
+        if !self.group.spec.linger.is_zero() {
+            self.db.crowd().give_way(begun.elapsed()).await;
+        }
+        Ok(())
     }
 }
 

@@ -62,6 +62,7 @@ impl<E: Engine> Batcher<E> {
         engine: impl Fn(E::Key, Arc<E::Hints>) -> E + Send + Sync + 'static,
     ) -> Self {
         let BatchSettings { max_batch, admission, answer_deadline, passivate_after } = settings;
+        let admission = Admission::new(admission, max_batch, db.crowd());
         let registry = Arc::new_cyclic(|registry| {
             let registry = registry.clone();
             BatchRegistry::<E>::new(1, move |key, shared| {
@@ -70,7 +71,7 @@ impl<E: Engine> Batcher<E> {
                 BatchActor::new(key, engine, db, shared, registry, max_batch, passivate_after)
             })
         });
-        Self { registry, admission: Admission::new(admission, max_batch), answer_deadline }
+        Self { registry, admission, answer_deadline }
     }
 
     /// Asks the actor of `key`.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Unserved;
+use crate::db::Crowd;
 
 /// How many wait for one actor, and how long its batches take.
 #[derive(Debug)]
@@ -87,9 +88,11 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// For actors that answer up to `max_batch` requests at a time.
-    pub fn new(limits: AdmissionLimits, max_batch: usize) -> Self {
-        Self { limits, max_batch: max_batch.max(1), waiting: Arc::default() }
+    /// For actors that answer up to `max_batch` requests at a time; who waits is part of `crowd`.
+    pub fn new(limits: AdmissionLimits, max_batch: usize, crowd: &Crowd) -> Self {
+        let waiting: Arc<AtomicUsize> = Arc::default();
+        crowd.count(waiting.clone());
+        Self { limits, max_batch: max_batch.max(1), waiting }
     }
 
     /// Lets a request in, unless it would have to wait too long.
@@ -130,7 +133,7 @@ mod tests {
 
     fn admission(wait: Duration) -> Admission {
         let limits = AdmissionLimits { waiting_per_key: 4096, waiting_in_process: 16384, wait };
-        Admission::new(limits, MAX_BATCH)
+        Admission::new(limits, MAX_BATCH, &Crowd::default())
     }
 
     /// The load of an actor whose last batch, of whatever size, took this long.

@@ -58,7 +58,8 @@ pub struct GroupSpec {
     pub ordered: bool,
     /// How many events are taken in together at most.
     pub max_batch: u16,
-    /// How long to wait for more events, once there is one.
+    /// How long to wait for more events, once there is one. A group that can wait also gives way while customers wait for
+    /// the database.
     pub linger: Duration,
     /// Whether one event of a subject stands for all that come with it, because the group looks at what they are about:
     /// a bus may leave the others out.

@@ -104,6 +104,13 @@ pub enum BusConfig {
     RabbitMq(SecretString),
 }
 
+impl BusConfig {
+    /// Whether events stay within the servers.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self, Self::Embedded)
+    }
+}
+
 /// A part of the server that can run by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerRole {

@@ -14,7 +14,7 @@ use crate::actors::batching::{AdmissionLimits, BatchSettings};
 use crate::catalog::reconcile::GoodsAgainstLedger;
 use crate::catalog::reconcile_orders::GoodsAgainstOrders;
 use crate::catalog::{self, CartService, CatalogService};
-use crate::config::{BusConfig, Config, ShippingConfig};
+use crate::config::{Config, ShippingConfig};
 use crate::coupon::jobs::coupon_expiry;
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
@@ -167,7 +167,7 @@ impl Modules {
     /// Every consumer group there is.
     pub fn groups(&self, ground: &Ground) -> Groups {
         let (ids, clock) = (ground.cluster.ids().clone(), self.clock.clone());
-        Groups::new(vec![
+        let mut groups = vec![
             stock::projection::group(),
             stock::release::group(ids.clone(), clock.clone()),
             catalog::returns::group(ids.clone(), clock.clone()),
@@ -175,17 +175,21 @@ impl Modules {
             wallet::groups::balances(self.ledger.clone(), clock.clone()),
             wallet::groups::points(self.ledger.clone(), clock.clone(), self.config.shop.points_per_major),
             notification::groups::orders(ids.clone(), clock.clone()),
-            notification::groups::notifier(ground.db.clone(), clock.clone(), self.notifier.clone()),
-            payment::groups::orders(ids, clock, policy(&self.config)),
+            payment::groups::orders(ids, clock.clone(), policy(&self.config)),
             payment::groups::log(),
             payment::groups::refunds(self.payments.clone()),
-        ])
+        ];
+        // A broker's queue is there, and grows, whether or not there is anything to do; in ours nothing is put for nobody.
+        if self.notifier.is_some() || !self.config.bus.is_embedded() {
+            groups.push(notification::groups::notifier(ground.db.clone(), clock, self.notifier.clone()));
+        }
+        Groups::new(groups)
     }
 
     /// Everything that should agree with something else.
     pub fn reconciliation(&self, ground: &Ground) -> ReconciliationService {
         let (db, ids) = (ground.db.clone(), ground.cluster.ids().clone());
-        let embedded = matches!(self.config.bus, BusConfig::Embedded);
+        let embedded = self.config.bus.is_embedded();
         let mut comparisons: Vec<Box<dyn Comparison>> = vec![
             Box::new(TotalAgainstBlocks(db.clone())),
             Box::new(BlocksAgainstTakes(db.clone())),

@@ -408,12 +408,13 @@ class Server:
         return None
 
     def drain(self):
-        """Waits until no event is unsent; answers how long that took, in seconds."""
+        """Waits until no event is unsent or queued by the embedded bus; answers how long that took, in seconds."""
         started = time.monotonic()
         quiet = 0
         while quiet < 3:
             time.sleep(1)
-            quiet = quiet + 1 if self.metric("tombola_outbox_unsent_rows") == 0 else 0
+            left = self.metric("tombola_outbox_unsent_rows"), self.metric("tombola_embedded_queue_rows")
+            quiet = quiet + 1 if left == (0, 0) else 0
         return time.monotonic() - started - quiet
 
     def memory(self, field):

@@ -34,7 +34,9 @@ def measure_orders(options, rows, notes):
         rows.append(row)
         check.remaining = server.remaining(check.activity)
         row.verdict = check.verdict(database, orders_verdict(database, check.activity))
-        server.drain()
+        behind = server.drain()
+        [told] = database.query("SELECT count(*) FROM notification")
+        notes.append(f"orders: the {told:,} customers of the flash sale were all told {behind:.0f} s after the last purchase")
         goods = server.call("POST", "/api/v1/admin/goods",
                             {"name": "Mooncakes", "price_minor": PRICE, "stock_total": 2_000_000_000})["id"]
         row = measure_shop_orders(server, database, goods, tokens, connections, options.seconds)

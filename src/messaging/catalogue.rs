@@ -18,7 +18,9 @@ use crate::coupon::events::CouponStateChanged;
 use crate::identity::events::FirstLogin;
 use crate::notification::events::NotificationRequested;
 use crate::order::events::{Cancelled, Created, Finished, Paid, Refunded, Shipped};
-use crate::payment::events::{PaymentFailed, PaymentSucceeded, RefundApproved, RefundRequested};
+use crate::payment::events::{
+    PaymentFailed, PaymentSucceeded, RefundApproved, RefundRefused, RefundRequested,
+};
 use crate::stock::events::{SoldOut, StockAdjusted, TakeReleased, Taken};
 use crate::wallet::events::{PointsAdded, WalletChanged};
 
@@ -159,6 +161,9 @@ catalogue! {
 
     /// An operator agreed to a refund.
     RefundApproved: "refund.approved.v1" = RefundApproved, about order_id;
+
+    /// An operator refused a refund.
+    RefundRefused: "refund.refused.v1" = RefundRefused, about order_id;
 
     /// A balance changed.
     WalletChanged: "wallet.changed.v1" = WalletChanged, about user_id, sequence version;

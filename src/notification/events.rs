@@ -19,6 +19,7 @@ words! {
         OrderRefunded = "order_refunded",
         PaymentFailed = "payment_failed",
         PaymentReturned = "payment_returned",
+        RefundRefused = "refund_refused",
     }
 }
 

@@ -7,7 +7,7 @@ use crate::messaging::envelope::{Envelope, Undecodable};
 use crate::order::events::{Cancelled, Created, Finished, Paid, Refunded, Shipped};
 use crate::order::machine::State;
 use crate::order::model::CancelCause;
-use crate::payment::events::{PaymentFailed, RefundRequested};
+use crate::payment::events::{PaymentFailed, RefundRefused, RefundRequested};
 use crate::payment::model::RefundCause;
 
 /// What one user is to be told.
@@ -32,6 +32,7 @@ const COMMANDS: &[(EventType, Command)] = &[
     (EventType::OrderRefunded, refunded),
     (EventType::PaymentFailed, payment_failed),
     (EventType::RefundRequested, payment_returned),
+    (EventType::RefundRefused, refund_refused),
 ];
 
 /// Every event that a user may be told of.
@@ -44,6 +45,7 @@ pub(super) const TYPES: &[EventType] = &[
     EventType::OrderRefunded,
     EventType::PaymentFailed,
     EventType::RefundRequested,
+    EventType::RefundRefused,
 ];
 
 /// What the user of `event` is to be told, if anything.
@@ -183,6 +185,17 @@ fn payment_returned(event: &Envelope) -> Result<Option<Message>, Undecodable> {
             "Your payment of {amount} for order {} {why}. It goes back the way you paid.",
             refund.order_id
         ),
+    }))
+}
+
+fn refund_refused(event: &Envelope) -> Result<Option<Message>, Undecodable> {
+    let refund: RefundRefused = event.payload()?;
+    Ok(Some(Message {
+        user: refund.user_id,
+        order: refund.order_id,
+        kind: NotificationKind::RefundRefused,
+        title: "Your order is not refunded",
+        body: format!("The refund of your order {} was refused: {}.", refund.order_id, refund.reason),
     }))
 }
 

@@ -79,3 +79,16 @@ pub struct RefundApproved {
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
+
+/// `refund.refused.v1`: an operator did not agree; the order is again what it was.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RefundRefused {
+    pub refund_id: RefundId,
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    /// As the operator gave it; the customer sees it in the order's timeline.
+    pub reason: String,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+}

@@ -10,7 +10,7 @@ use sea_orm::{
     QuerySelect,
 };
 
-use super::events::{RefundApproved, RefundRequested};
+use super::events::{RefundApproved, RefundRefused, RefundRequested};
 use super::machine::refund_origins;
 use super::model::{Refund, RefundCause, RefundState};
 use super::store::Captured;
@@ -247,4 +247,22 @@ pub async fn announce_approved(tx: &Tx, ids: &Ids, refund: &Refund, now: Timesta
         at: now,
     };
     outbox::append_one(tx, ids, now, &approved).await
+}
+
+/// Tells that `refund` is refused.
+pub async fn announce_refused(
+    tx: &Tx,
+    ids: &Ids,
+    refund: &Refund,
+    reason: String,
+    now: Timestamp,
+) -> Result<(), DbFault> {
+    let refused = RefundRefused {
+        refund_id: refund.id,
+        order_id: refund.order_id,
+        user_id: refund.user_id,
+        reason,
+        at: now,
+    };
+    outbox::append_one(tx, ids, now, &refused).await
 }

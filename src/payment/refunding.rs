@@ -72,11 +72,11 @@ impl PaymentService {
                 let moved =
                     refund::advance(&tx, id, RefundState::Rejected, Some(by), Some(&reason), now).await?;
                 let refund = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
-                if moved && answers.iter().all(Result::is_ok) {
-                    Ok(refund)
-                } else {
-                    Err(PaymentError::RefundSettled(refund.state))
+                if !moved || answers.iter().any(Result::is_err) {
+                    return Err(PaymentError::RefundSettled(refund.state));
                 }
+                refund::announce_refused(&tx, &ids, &refund, reason, now).await?;
+                Ok(refund)
             }
         })
         .await

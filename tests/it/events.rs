@@ -137,10 +137,13 @@ async fn an_order_lives(app: &TestApp, operator: &Client, alice: &Client) {
     order_of(alice, &order).becomes("paid").await;
     operator.post(&format!("/admin/orders/{order}/ship"), json!({})).await.is(200);
     operator.post(&format!("/admin/orders/{order}/finish"), json!({})).await.is(200);
-    alice.post(&format!("/orders/{order}/refunds"), json!({"reason": "stale"})).await.is(202);
-    let refunds = alice.get(&format!("/orders/{order}/refunds")).await.is(200);
-    let refund = refunds["items"][0]["id"].as_str().unwrap();
-    operator.post(&format!("/admin/refunds/{refund}/approve"), json!({})).await.is(200);
+    for (n, decision) in ["refuse", "approve"].into_iter().enumerate() {
+        alice.post(&format!("/orders/{order}/refunds"), json!({"reason": "stale"})).await.is(202);
+        let refunds = alice.get(&format!("/orders/{order}/refunds")).await.is(200);
+        let refund = refunds["items"][n]["id"].as_str().unwrap();
+        let why = if decision == "refuse" { json!({"reason": "eaten"}) } else { json!({}) };
+        operator.post(&format!("/admin/refunds/{refund}/{decision}"), why).await.is(200);
+    }
     order_of(alice, &order).becomes("refunded").await;
     app.is_quiet().await;
 }

@@ -272,6 +272,10 @@ async fn an_operator_has_to_agree_where_that_is_configured(app: &TestApp) {
         .post(&format!("/admin/refunds/{first}/approve"), json!({}))
         .await
         .refused(409, "transition_not_allowed");
+    app.is_quiet().await;
+    let told = alice.get("/me/notifications").await.is(200)["items"].clone();
+    assert_eq!((&told[0]["kind"], &told[0]["order_id"]), (&json!("refund_refused"), &json!(refused)));
+    assert_eq!(told[0]["body"], format!("The refund of your order {refused} was refused: worn."));
     // Asked again, the operator may think better of it.
     alice.post(&format!("/orders/{refused}/refunds"), json!({"reason": "still"})).await.is(202);
     let refunds = alice.get(&format!("/orders/{refused}/refunds")).await.is(200)["items"].clone();

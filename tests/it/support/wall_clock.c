@@ -1,5 +1,5 @@
 /* Preloaded, it makes the wall clock of a process wrong by OFFSET_S seconds; the monotonic clock stays right.
-   (libfaketime allocates while it starts, and our allocator asks for the time.) */
+   (libfaketime allocates while it starts, and an allocator may ask for the time.) */
 #define _GNU_SOURCE
 #include <sys/syscall.h>
 #include <time.h>

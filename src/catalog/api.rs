@@ -6,6 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, get, patch, post};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::ledger::StockEntry;
 use super::model::{
     Adjusted, Adjustment, CatalogError, Description, Edit, GoodsView, Invalid, Name, NewGoods, Price, State,
 };
@@ -16,7 +17,7 @@ use crate::http::{
     present, request_key, validate_reason,
 };
 use crate::identity::Caller;
-use crate::ids::{GoodsId, StoreId};
+use crate::ids::{GoodsId, LedgerEntryId, StoreId};
 use crate::money::MOST_MINOR;
 use crate::refusals;
 
@@ -170,6 +171,21 @@ pub(crate) async fn adjust_stock(
     let GoodsAdjustmentBody { delta, reason } = body.value;
     let change = Adjustment { goods: id.0, delta, reason, by };
     Ok(answered(StatusCode::CREATED, catalog.adjust(change, key).await?))
+}
+
+/// What moved the stock of goods, newest first; the free units are the sum of it.
+#[utoipa::path(tag = "shop", params(Page),
+    responses((status = 200, description = "A page of movements", body = List<StockEntry>)))]
+#[get("/admin/goods/{id}/stock-entries")]
+pub(crate) async fn stock_entries(
+    catalog: Data<CatalogService>,
+    _: Staff,
+    id: PathId<GoodsId>,
+    query: ListQuery,
+) -> ApiResult<Json<List<StockEntry>>> {
+    let page = query.page;
+    let found = catalog.stock_entries(id.0, page.after().map(LedgerEntryId), page.rows()).await?;
+    Ok(Json(page.list(found, |entry| entry.id.0, |entry| entry)))
 }
 
 async fn page(catalog: &CatalogService, on_sale_only: bool, page: Page) -> ApiResult<Json<List<GoodsView>>> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::engine::{Changed, GoodsEngine, Hints};
-use super::ledger::{self, Entry, Kind};
+use super::ledger::{self, Entry, Kind, StockEntry};
 use super::model::{
     Adjusted, Adjustment, CatalogError, Edit, Goods, GoodsView, NewGoods, ReserveError, State, Stock,
 };
@@ -155,6 +155,23 @@ impl CatalogService {
             store::page(&connection, on_sale_only, before, limit).await
         });
         Ok(found.await?.into_iter().map(|goods| goods.view(self.0.currency)).collect())
+    }
+
+    /// Up to `limit` movements of the stock of `goods` older than `before`, newest first.
+    pub async fn stock_entries(
+        &self,
+        goods: GoodsId,
+        before: Option<LedgerEntryId>,
+        limit: u64,
+    ) -> Result<Vec<StockEntry>, CatalogError> {
+        let found = self.0.db.read(move |connection| async move {
+            let entries = ledger::page(&connection, goods, before, limit).await?;
+            // Goods have one from the start.
+            let known = !entries.is_empty() || store::find(&connection, goods).await?.is_some();
+            Ok(known.then_some(entries))
+        });
+        let found: Result<_, DbFault> = found.await;
+        found?.ok_or(CatalogError::NotFound)
     }
 
     /// Lets every actor finish what was accepted.

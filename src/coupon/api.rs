@@ -14,8 +14,8 @@ use super::service::CouponService;
 use crate::activity::model::Name;
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
-    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, Page, PathId, Reason, Validate, answered,
-    request_key,
+    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, Operator, Page, PathId, Reason, Staff, Validate,
+    answered, request_key,
 };
 use crate::identity::Caller;
 use crate::ids::{CouponId, UserId};
@@ -128,9 +128,29 @@ pub(crate) async fn my_coupons(
     caller: Caller,
     query: ListQuery<CouponFilter>,
 ) -> ApiResult<Json<List<CouponView>>> {
+    page_of(&coupons, caller.user, &query).await
+}
+
+/// A user's coupons, newest first.
+#[utoipa::path(tag = "coupons", params(Page, CouponFilter),
+    responses((status = 200, description = "A page of coupons", body = List<CouponView>)))]
+#[get("/admin/users/{id}/coupons")]
+pub(crate) async fn of_user(
+    coupons: Data<CouponService>,
+    _: Staff,
+    id: PathId<UserId>,
+    query: ListQuery<CouponFilter>,
+) -> ApiResult<Json<List<CouponView>>> {
+    page_of(&coupons, id.0, &query).await
+}
+
+async fn page_of(
+    coupons: &CouponService,
+    user: UserId,
+    query: &ListQuery<CouponFilter>,
+) -> ApiResult<Json<List<CouponView>>> {
     let page = query.page;
-    let before = page.after().map(CouponId);
-    let found = coupons.of_user(caller.user, query.filter.state, before, page.rows()).await?;
+    let found = coupons.of_user(user, query.filter.state, page.after().map(CouponId), page.rows()).await?;
     Ok(Json(page.list(found, |coupon| coupon.id.0, |coupon| coupon)))
 }
 

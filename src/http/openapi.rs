@@ -28,6 +28,7 @@ use crate::error::{ApiError, Code, FieldError};
     components(schemas(Problem<'static>, Code, FieldError)),
     tags(
         (name = "sessions", description = "Who is calling"),
+        (name = "users", description = "Who has signed in, or may"),
         (name = "activities", description = "What is on offer, when and to whom"),
         (name = "takes", description = "Drawing a token from the drum"),
         (name = "shop", description = "Goods with a price and a quantity, and what users are about to order"),

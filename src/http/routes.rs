@@ -9,7 +9,7 @@ use super::{health, openapi, problem};
 use crate::activity::api as activity;
 use crate::catalog::{api as goods, cart_api as cart};
 use crate::coupon::api as coupon;
-use crate::identity::api as identity;
+use crate::identity::{api as identity, users_api as users};
 use crate::jobs::api as jobs;
 use crate::messaging::{api as messaging, asyncapi};
 use crate::notification::api as notification;
@@ -71,17 +71,21 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(activity::transition)
         .service(stock::adjust_stock)
         .service(stock::release)
+        .service(users::list)
+        .service(users::get)
         .service(wallet::adjust)
         .service(wallet::entries)
         .service(wallet::adjust_points)
         .service(wallet::points_entries)
         .service(coupon::give)
+        .service(coupon::of_user)
         .service(coupon::void)
         .service(goods::get)
         .service(goods::list_all)
         .service(goods::create)
         .service(goods::edit)
         .service(goods::adjust_stock)
+        .service(goods::stock_entries)
         .service(jobs::list)
         .service(jobs::edit)
         .service(jobs::start)

@@ -16,9 +16,10 @@ mod store;
 mod tests;
 mod token_store;
 mod tokens;
+pub(crate) mod users_api;
 
 pub use keys::{SecretTooShort, SigningKeys, SigningSecret};
-pub use model::{Caller, InvalidUserName, Role, Roles, User, UserName};
+pub use model::{Caller, InvalidUserName, Provider, Registered, Role, Roles, User, UserName};
 pub use passwords::{InvalidPassword, NewPassword};
 pub use service::{IdentityError, IdentityService, Session};
 pub use store::exists;

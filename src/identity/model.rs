@@ -8,7 +8,9 @@ use thiserror::Error;
 use utoipa::ToSchema;
 
 use crate::ids::{TokenId, UserId};
+use crate::messaging::outbox::serialize_rfc3339;
 use crate::ports::clock::Timestamp;
+use crate::words::words;
 
 /// Whoever sent a request, as their access token says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,27 @@ pub struct User {
     pub id: UserId,
     pub name: String,
     pub roles: Roles,
+}
+
+words! {
+    /// Who vouches for a user: with `dev` nobody, whoever says a name is that user; with `password` the user knows it;
+    /// `minted` users were made together with an access token, and nobody can sign in as one.
+    Provider, "provider of users" {
+        Dev = "dev",
+        Password = "password",
+        Minted = "minted",
+    }
+}
+
+/// A user, as operators may see them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Registered {
+    #[serde(flatten)]
+    pub user: User,
+    pub provider: Provider,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
 }
 
 /// What a user may do.
@@ -147,7 +170,8 @@ impl utoipa::PartialSchema for Roles {
 impl ToSchema for Roles {}
 
 /// What a user is called: 1 to 64 characters that can be seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct UserName(String);
 
 /// The text cannot be a user's name.
@@ -167,6 +191,14 @@ impl UserName {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for UserName {
+    type Error = InvalidUserName;
+
+    fn try_from(text: String) -> Result<Self, InvalidUserName> {
+        Self::parse(&text)
     }
 }
 

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{Stream, try_unfold};
+use sea_orm::DatabaseConnection;
 use secrecy::SecretString;
 use thiserror::Error;
 
 use super::events::FirstLogin;
 use super::passwords::{NewPassword, PasswordFault, Passwords};
-use super::store::{self, Account, NewAccount, Provider};
-use super::{AccessToken, Caller, IssueError, Role, Roles, TokenStore, User, UserName};
+use super::store::{self, Account, NewAccount};
+use super::{AccessToken, Caller, IssueError, Provider, Registered, Role, Roles, TokenStore, User, UserName};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::ids::{Ids, NodeNumberLost, UserId};
 use crate::messaging::outbox;
@@ -214,6 +215,24 @@ impl IdentityService {
         let find = self.0.db.read(move |connection| async move { store::find_by_id(&connection, id).await });
         let account = find.await.map_err(IdentityError::from)?.ok_or(IdentityError::UserUnknown)?;
         Ok(account.user)
+    }
+
+    /// The user `id`, as operators see them.
+    pub async fn registered(&self, id: UserId) -> Result<Option<Registered>, DbFault> {
+        self.0.db.read(move |connection| async move { store::registered(&connection, id).await }).await
+    }
+
+    /// Up to `limit` users older than `before`, newest first; only those called `name`, if one is given.
+    pub async fn users(
+        &self,
+        name: Option<UserName>,
+        before: Option<UserId>,
+        limit: u64,
+    ) -> Result<Vec<Registered>, DbFault> {
+        let page = move |connection: DatabaseConnection| async move {
+            store::page(&connection, name, before, limit).await
+        };
+        self.0.db.read(page).await
     }
 
     async fn account(&self, provider: Provider, name: &UserName) -> Result<Option<Account>, DbFault> {

@@ -2,32 +2,15 @@
 
 use entities::users;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
+use sea_orm::{
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 
-use super::{Roles, User};
+use super::model::{Provider, Registered};
+use super::{Roles, User, UserName};
 use crate::db::{DbFault, bulk};
 use crate::ids::UserId;
-
-/// Who vouches for a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Provider {
-    /// Nobody: whoever says a name is that user.
-    Dev,
-    /// The user knows the password.
-    Password,
-    /// Nobody can sign in: the user was made together with an access token.
-    Minted,
-}
-
-impl Provider {
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Dev => "dev",
-            Self::Password => "password",
-            Self::Minted => "minted",
-        }
-    }
-}
+use crate::ports::clock::from_micros;
 
 /// A user and how they sign in.
 #[derive(Debug, Clone)]
@@ -49,10 +32,25 @@ pub(super) struct NewAccount {
     pub(super) created_at: i64,
 }
 
-impl From<users::Model> for Account {
+impl From<users::Model> for User {
     fn from(row: users::Model) -> Self {
-        let user = User { id: UserId(row.id), name: row.name, roles: Roles::from_words(&row.roles) };
-        Self { user, password_hash: row.password_hash, has_logged_in: row.first_login_at.is_some() }
+        Self { id: UserId(row.id), roles: Roles::from_words(&row.roles), name: row.name }
+    }
+}
+
+impl From<users::Model> for Account {
+    fn from(mut row: users::Model) -> Self {
+        let password_hash = row.password_hash.take();
+        Self { has_logged_in: row.first_login_at.is_some(), user: row.into(), password_hash }
+    }
+}
+
+impl TryFrom<users::Model> for Registered {
+    type Error = DbFault;
+
+    fn try_from(row: users::Model) -> Result<Self, DbFault> {
+        let (provider, created_at) = (row.provider.parse()?, from_micros(row.created_at));
+        Ok(Self { user: row.into(), provider, created_at })
     }
 }
 
@@ -101,6 +99,34 @@ pub(super) async fn find_by_id(
     id: UserId,
 ) -> Result<Option<Account>, DbFault> {
     Ok(users::Entity::find_by_id(id.0).one(connection).await?.map(Account::from))
+}
+
+/// The user `id`, as operators see them.
+pub(super) async fn registered(
+    connection: &impl ConnectionTrait,
+    id: UserId,
+) -> Result<Option<Registered>, DbFault> {
+    users::Entity::find_by_id(id.0).one(connection).await?.map(Registered::try_from).transpose()
+}
+
+/// Up to `limit` users older than `before`, newest first; only those called `name`, if one is given.
+pub(super) async fn page(
+    connection: &impl ConnectionTrait,
+    name: Option<UserName>,
+    before: Option<UserId>,
+    limit: u64,
+) -> Result<Vec<Registered>, DbFault> {
+    let mut query = users::Entity::find().order_by_desc(users::Column::Id).limit(limit);
+    if let Some(name) = name {
+        // Every provider knows its users by name, and its index finds them.
+        query = query
+            .filter(users::Column::Provider.is_in(Provider::ALL.iter().map(|known| known.word())))
+            .filter(users::Column::Subject.eq(name.as_str()));
+    }
+    if let Some(before) = before {
+        query = query.filter(users::Column::Id.lt(before.0));
+    }
+    query.all(connection).await?.into_iter().map(Registered::try_from).collect()
 }
 
 /// Writes all of `accounts`; one that exists fails them all.

@@ -5,6 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::bad_input::{MALFORMED, all_are_refused, invalid, never_acceptable, with, without};
+use crate::lists::pages;
 use crate::support::{Answer, Client, START, TestApp, stories};
 
 stories!(
@@ -190,6 +191,32 @@ async fn stock_is_adjusted_but_never_below_what_is_free(app: &TestApp) {
     assert_eq!(adjust(&operator, &goods, -15).await.is(201)["stock"], json!({"total": 0, "available": 0}));
     adjust(&operator, &goods, -1).await.refused(409, "stock_insufficient");
     adjust(&operator, "1", 1).await.refused(404, "not_found");
+
+    let moved = app.viewer().await.get(&format!("/admin/goods/{goods}/stock-entries")).await.is(200);
+    assert_eq!(moved["items"][1]["id"], adjusted["id"]);
+    let moved: Vec<Value> = moved["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .cloned()
+        .map(|mut entry| {
+            let members = entry.as_object_mut().unwrap();
+            assert!(members.remove("id").is_some() && members.remove("created_at").is_some());
+            entry
+        })
+        .collect();
+    let by = &operator.user_id;
+    assert_eq!(
+        moved,
+        [
+            json!({"kind": "adjustment", "quantity": -15, "order_id": null, "reason": "a story", "made_by": by}),
+            json!({"kind": "adjustment", "quantity": 5, "order_id": null, "reason": "a story", "made_by": by}),
+            json!({"kind": "opening", "quantity": 10, "order_id": null, "reason": null, "made_by": by}),
+        ]
+    );
+    let by_two = pages(&operator, &format!("/admin/goods/{goods}/stock-entries"), 2).await;
+    assert_eq!(by_two.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    operator.get("/admin/goods/1/stock-entries").await.refused(404, "not_found");
 }
 
 async fn adjustments_add_up_in_a_crowd(app: &TestApp) {

@@ -73,6 +73,8 @@ async fn an_operator_gives_a_coupon_and_makes_it_void(app: &TestApp) {
     assert_eq!(coupons(&alice, "").await, std::slice::from_ref(&given));
     assert_eq!(coupons(&alice, "?state=used").await, Vec::<Value>::new());
     assert_eq!(coupons(&bob, "").await, Vec::<Value>::new());
+    assert_eq!(app.viewer().await.get(&path).await.is(200)["items"], json!([given]));
+    assert_eq!(operator.get(&format!("{path}?state=used")).await.is(200)["items"], json!([]));
 
     for (member, value, pointer) in [
         ("name", json!(" "), "/name"),

@@ -10,7 +10,8 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Offer, TestApp, stories};
+use crate::lists::pages;
+use crate::support::{Answer, Client, Offer, START, TestApp, stories};
 
 stories!(
     a_session_begins_and_ends,
@@ -19,6 +20,7 @@ stories!(
     dev_login_can_be_switched_off,
     a_bad_token_is_no_token,
     every_route_knows_its_callers,
+    operators_find_users,
     what_others_hold_stays_hidden,
 );
 
@@ -77,7 +79,7 @@ async fn operators_log_in_with_a_password(app: &TestApp) {
     assert_eq!(session["user"]["roles"], json!(["operator"]));
     assert_eq!((&session["first_login"], &session["token_type"]), (&json!(true), &json!("Bearer")));
     let paula = app.nobody().bearing(session["access_token"].as_str().unwrap());
-    paula.post("/admin/activities", Offer::of(1).body(crate::support::START)).await.is(201);
+    paula.post("/admin/activities", Offer::of(1).body(START)).await.is(201);
 }
 
 async fn dev_login_can_be_switched_off(app: &TestApp) {
@@ -149,9 +151,7 @@ async fn every_route_knows_its_callers(app: &TestApp) {
             }
             let method: Method = method.to_uppercase().parse().unwrap();
             let path = path.replace("{id}", "1");
-            let ask = async |client: &crate::support::Client| {
-                Answer::to(client.request(method.clone(), &path)).await
-            };
+            let ask = async |client: &Client| Answer::to(client.request(method.clone(), &path)).await;
             asked += 1;
             ask(&nobody).await.refused(401, "unauthenticated");
             if path.starts_with("/admin/") {
@@ -165,6 +165,35 @@ async fn every_route_knows_its_callers(app: &TestApp) {
         }
     }
     assert!(asked >= 12 && of_staff >= 7, "{asked} routes, {of_staff} of them for operators");
+}
+
+async fn operators_find_users(app: &TestApp) {
+    let (alice, bob) = (app.customer("alice").await, app.customer("bob").await);
+    let (victor, operator) = (app.viewer().await, app.operator().await);
+    let all = pages(&victor, "/admin/users", 2).await.concat();
+    let place = |user: &Client| all.iter().position(|id| *id == user.user_id).unwrap();
+    assert!(place(&victor) < place(&bob) && place(&bob) < place(&alice), "newest first: {all:?}");
+
+    let at = START.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+    let mut shown = json!({
+        "id": alice.user_id, "name": "alice", "roles": ["customer"], "provider": "dev", "created_at": at,
+    });
+    assert_eq!(
+        victor.get("/admin/users?name=alice").await.is(200),
+        json!({"items": [shown], "next_cursor": null})
+    );
+    assert_eq!(victor.get("/admin/users?name=Nobody").await.is(200)["items"], json!([]));
+    let problem = victor.get("/admin/users?name=%20").await.refused(422, "validation_failed");
+    assert_eq!(problem["errors"][0]["pointer"], "?name", "{problem}");
+
+    let path = format!("/admin/users/{}", alice.user_id);
+    let wish = json!({"amount_minor": 250, "reason": "a story"});
+    operator.post(&format!("{path}/wallet-adjustments"), wish).await.is(201);
+    for (member, value) in [("balance_minor", json!(250)), ("points", json!(0)), ("currency", json!("CNY"))] {
+        shown[member] = value;
+    }
+    assert_eq!(victor.get(&path).await.is(200), shown);
+    victor.get("/admin/users/7").await.refused(404, "not_found");
 }
 
 /// RELIABILITY, F44.

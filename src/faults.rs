@@ -1,7 +1,7 @@
 //! Named places where a test makes the server die, panic, wait or fail (RELIABILITY B1). Compiled to nothing without
 //! the `faults` feature.
 //!
-//! `TOMBOLA_FAULTS="after_insert=kill@3,after_commit=sleep:2000"`: at the third pass of `after_insert` the process
+//! `TOMBOLA_FAULTS="before_fence=kill@3,after_commit=sleep:2000"`: at the third pass of `before_fence` the process
 //! dies as by `kill -9`; each pass of `after_commit` waits two seconds. Actions: `kill`, `panic`, `sleep:MS`, `error`.
 
 /// A fault point was told to fail.

@@ -14,14 +14,7 @@ use crate::ports::event_bus::GroupSpec;
 
 /// The consumer group that returns what cancelled orders held, and refunded ones whose goods had not left.
 pub fn group(ids: Ids, clock: SharedClock) -> Group {
-    let spec = GroupSpec {
-        name: "goods_orders",
-        types: Ending::TYPES,
-        ordered: false,
-        max_batch: 1000,
-        linger: std::time::Duration::ZERO,
-        coalesced: false,
-    };
+    let spec = GroupSpec { max_batch: 1000, ..GroupSpec::new("goods_orders", Ending::TYPES) };
     Group::new(spec, Returns { ids, clock }).harmless_repeats()
 }
 

@@ -1,7 +1,5 @@
 //! What coupons make of their orders' fates.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 
 use super::model::Fate;
@@ -17,14 +15,10 @@ use crate::ports::event_bus::GroupSpec;
 
 /// The group that uses, frees and voids the coupons of orders.
 pub fn orders(ids: Ids, clock: SharedClock) -> Group {
-    let spec = GroupSpec {
-        name: "coupon_orders",
-        types: &[EventType::OrderPaid, EventType::OrderCancelled, EventType::OrderRefunded],
-        ordered: false,
-        max_batch: 500,
-        linger: Duration::ZERO,
-        coalesced: false,
-    };
+    let spec = GroupSpec::new(
+        "coupon_orders",
+        &[EventType::OrderPaid, EventType::OrderCancelled, EventType::OrderRefunded],
+    );
     Group::new(spec, Orders { ids, clock })
 }
 

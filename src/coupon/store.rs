@@ -280,7 +280,7 @@ impl Changes {
         let mut script = Script::new();
         let template = bulk::update(tx.get_database_backend(), "user_coupon", set, "id = r.coupon");
         script.push_rows(template, [to_micros(now).into()], rows);
-        outbox::add(tx, ids.next()?, self.events, now, &mut script);
+        outbox::add(ids.next()?, self.events, now, &mut script);
         script.execute(tx).await?;
         Ok(())
     }

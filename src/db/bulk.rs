@@ -10,6 +10,8 @@ use std::fmt::Write;
 use sea_orm::sea_query::ArrayType;
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
 
+use super::Tx;
+
 /// The values of one column, a value per row.
 #[derive(Debug, Clone)]
 pub enum Column {
@@ -191,7 +193,7 @@ pub fn integer(backend: DbBackend) -> &'static str {
 }
 
 /// Appends `template` to `sql`, and what its placeholders stand for to `values`.
-fn render(
+pub(super) fn render(
     backend: DbBackend,
     template: &str,
     scalars: impl IntoIterator<Item = Value>,
@@ -221,7 +223,10 @@ fn render(
 ///
 /// Every change is an INSERT, UPDATE or DELETE in the notation of [`Rows::statement`]. None sees what the others do.
 #[derive(Debug, Default)]
-pub struct Script(Vec<(Cow<'static, str>, Vec<Value>, Option<Rows>)>);
+pub struct Script {
+    changes: Vec<(Cow<'static, str>, Vec<Value>, Option<Rows>)>,
+    announces: bool,
+}
 
 impl Script {
     pub fn new() -> Self {
@@ -230,7 +235,7 @@ impl Script {
 
     /// Adds a change without rows.
     pub fn push(&mut self, template: impl Into<Cow<'static, str>>, scalars: impl IntoIterator<Item = Value>) {
-        self.0.push((template.into(), scalars.into_iter().collect(), None));
+        self.changes.push((template.into(), scalars.into_iter().collect(), None));
     }
 
     /// Adds a change with rows.
@@ -240,57 +245,79 @@ impl Script {
         scalars: impl IntoIterator<Item = Value>,
         rows: Rows,
     ) {
-        self.0.push((template.into(), scalars.into_iter().collect(), Some(rows)));
+        self.changes.push((template.into(), scalars.into_iter().collect(), Some(rows)));
     }
 
-    /// Makes the changes; tells how many rows they touched in all.
-    pub async fn execute(self, connection: &impl ConnectionTrait) -> Result<u64, DbErr> {
-        let backend = connection.get_database_backend();
+    /// Says that it writes events: whoever waits at [`Database::announced`](super::Database::announced) is woken when
+    /// they are committed.
+    pub fn announce(&mut self) {
+        self.announces = true;
+    }
+
+    pub(super) fn announces(&self) -> bool {
+        self.announces
+    }
+
+    /// Makes the changes within `tx`; tells how many rows they touched in all.
+    pub async fn execute(self, tx: &Tx) -> Result<u64, DbErr> {
+        if self.announces {
+            tx.announce();
+        }
+        let backend = tx.get_database_backend();
+        let (mut sql, mut values) = (String::with_capacity(1024), Vec::new());
         match backend {
             DbBackend::Postgres => {
-                let Some(row) = connection.query_one_raw(self.with_clauses()).await? else { return Ok(0) };
-                let touched: i64 = row.try_get("", "touched")?;
+                let changes = self.write_clauses(&mut sql, &mut values);
+                let rows: Vec<String> = (0..changes).map(rows_of_clause).collect();
+                let _ = write!(sql, " SELECT {} AS touched", rows.join(" + "));
+                let counted = tx.query_one_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+                let touched: i64 = counted.map_or(Ok(0), |row| row.try_get("", "touched"))?;
                 Ok(touched.unsigned_abs())
             }
             DbBackend::MySql => {
                 let mut touched = 0;
-                for (template, scalars, rows) in self.0 {
+                for (template, scalars, rows) in self.changes {
                     let (mut sql, mut values) = (String::new(), Vec::new());
                     render(backend, &template, scalars, rows, &mut sql, &mut values);
                     let statement = Statement::from_sql_and_values(backend, sql, values);
-                    touched += connection.execute_raw(statement).await?.rows_affected();
+                    touched += tx.execute_raw(statement).await?.rows_affected();
                 }
                 Ok(touched)
             }
-            _ => Ok(connection.execute_raw(self.one_after_the_other()).await?.rows_affected()),
+            _ => {
+                self.write_one_after_the_other(&mut sql, &mut values);
+                Ok(tx
+                    .execute_raw(Statement::from_sql_and_values(backend, sql, values))
+                    .await?
+                    .rows_affected())
+            }
         }
     }
 
-    /// `WITH c0 AS (… RETURNING 1), c1 AS (… RETURNING 1) SELECT` the number of rows.
-    fn with_clauses(self) -> Statement {
-        let (mut sql, mut values) = (String::with_capacity(1024), Vec::new());
-        let changes = self.0.len();
-        for (i, (template, scalars, rows)) in self.0.into_iter().enumerate() {
-            let _ = write!(sql, "{} c{i} AS (", if i == 0 { "WITH" } else { "," });
-            render(DbBackend::Postgres, &template, scalars, rows, &mut sql, &mut values);
+    /// PostgreSQL: appends `WITH c0 AS (… RETURNING 1), c1 AS (… RETURNING 1)`, behind the clauses that `sql` has; tells
+    /// how many. They are made in the order in which their [rows are counted](rows_of_clause).
+    pub(super) fn write_clauses(self, sql: &mut String, values: &mut Vec<Value>) -> usize {
+        let changes = self.changes.len();
+        for (i, (template, scalars, rows)) in self.changes.into_iter().enumerate() {
+            let _ = write!(sql, "{} c{i} AS (", if sql.is_empty() { "WITH" } else { "," });
+            render(DbBackend::Postgres, &template, scalars, rows, sql, values);
             sql.push_str(" RETURNING 1)");
         }
-        sql.push_str(" SELECT ");
-        for i in 0..changes {
-            let _ = write!(sql, "{}(SELECT count(*) FROM c{i})", if i == 0 { "" } else { " + " });
-        }
-        sql.push_str(" AS touched");
-        Statement::from_sql_and_values(DbBackend::Postgres, sql, values)
+        changes
     }
 
-    fn one_after_the_other(self) -> Statement {
-        let (mut sql, mut values) = (String::with_capacity(1024), Vec::new());
-        for (template, scalars, rows) in self.0 {
-            render(DbBackend::Sqlite, &template, scalars, rows, &mut sql, &mut values);
+    /// SQLite: appends each change with a `;` behind it.
+    pub(super) fn write_one_after_the_other(self, sql: &mut String, values: &mut Vec<Value>) {
+        for (template, scalars, rows) in self.changes {
+            render(DbBackend::Sqlite, &template, scalars, rows, sql, values);
             sql.push(';');
         }
-        Statement::from_sql_and_values(DbBackend::Sqlite, sql, values)
     }
+}
+
+/// How many rows the change of clause `c{i}` touched.
+pub(super) fn rows_of_clause(i: usize) -> String {
+    format!("(SELECT count(*) FROM c{i})")
 }
 
 fn placeholder(backend: DbBackend, sql: &mut String, number: usize) {

@@ -1,5 +1,7 @@
 //! What can go wrong between us and the database, sorted by what it means for the caller.
 
+use std::borrow::Cow;
+
 use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 use thiserror::Error;
 
@@ -72,6 +74,20 @@ impl DbFault {
         Self::Panicked(panic.to_string())
     }
 
+    /// What `error` means once a whole transaction was sent: only a refusal of one of its statements tells that nothing of
+    /// it stands.
+    pub(super) fn once_sent(error: DbErr) -> Self {
+        // PostgreSQL: data, integrity, rollback, syntax or missing objects, locks; a statement that took too long.
+        const CLASSES: &[&str] = &["22", "23", "40", "42", "55"];
+        // SQLite, with the kinds of each: error, busy, locked, constraint.
+        const PRIMARY: &[i32] = &[1, 5, 6, 19];
+        let refused = code_of(&error).is_some_and(|code| match code.len() {
+            5 => code == "57014" || CLASSES.contains(&&code[..2]),
+            _ => code.parse().is_ok_and(|code: i32| PRIMARY.contains(&(code & 0xff))),
+        });
+        if refused { Self::Statement(error) } else { Self::Ambiguous(error) }
+    }
+
     /// Another transaction stood in the way; the same work may succeed at once in a new one.
     pub fn is_conflict(&self) -> bool {
         // PostgreSQL: serialization failure, deadlock, lock timeout. SQLite: busy, locked, and their kinds. MySQL has
@@ -135,6 +151,18 @@ fn runtime_error(error: &DbErr) -> Option<&sqlx::Error> {
         | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
         _ => None,
     }
+}
+
+/// The database's own code of what it answered.
+fn code_of(error: &DbErr) -> Option<Cow<'_, str>> {
+    match runtime_error(error) {
+        Some(sqlx::Error::Database(error)) => error.code(),
+        _ => None,
+    }
+}
+
+pub(super) fn is_division_by_zero(error: &DbErr) -> bool {
+    code_of(error).is_some_and(|code| code == "22012")
 }
 
 /// The server ended a statement that took longer than we allow: PostgreSQL, MariaDB, MySQL.

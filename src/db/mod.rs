@@ -5,6 +5,7 @@
 //! means rollback (R1), a deadlock or a lock timeout means the whole of it again, and whatever outlives its deadline
 //! is given up as unknown and the pool replaced, because a stalled peer never gives its connection back (R3).
 
+mod apply;
 pub mod bulk;
 mod clock;
 mod connect;
@@ -25,6 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+pub use apply::Fence;
 pub use clock::DatabaseClock;
 pub use connect::{DatabaseSettings, InvalidDatabaseUrl};
 pub use crowd::Crowd;

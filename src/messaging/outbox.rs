@@ -118,7 +118,7 @@ impl Events {
 pub async fn append(tx: &Tx, id: BatchId, events: Events, now: Timestamp) -> Result<(), DbFault> {
     if !events.is_empty() {
         let mut script = Script::new();
-        add(tx, id, events, now, &mut script);
+        add(id, events, now, &mut script);
         script.execute(tx).await?;
     }
     Ok(())
@@ -132,8 +132,8 @@ pub async fn append_one(tx: &Tx, ids: &Ids, now: Timestamp, event: &impl Event) 
 }
 
 /// Adds the outbox row `id`, in the current trace, to `script`, which runs in `tx`; its commit wakes the relay.
-pub fn add(tx: &Tx, id: BatchId, events: Events, now: Timestamp, script: &mut Script) {
-    tx.announce();
+pub fn add(id: BatchId, events: Events, now: Timestamp, script: &mut Script) {
+    script.announce();
     let parent = Traceparent::current().map(|parent| parent.to_string());
     let (count, types) = (events.count, events.types());
     script.push(

@@ -13,19 +13,19 @@ use std::time::Duration;
 use entities::{outbox, queued_events};
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, Iterable, QueryFilter, QueryOrder,
-    QuerySelect,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DbBackend, EntityTrait, Iterable, QueryFilter,
+    QueryOrder, QuerySelect,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::parking::micros;
-use crate::db::bulk::{self, Column, Rows};
+use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{self, Database, DbFault, Tx};
 use crate::ids::BatchId;
 use crate::lease::Lease;
-use crate::ports::event_bus::{Committed, EventBus, PublishError};
+use crate::ports::event_bus::{Committed, EventBus, PublishError, Way};
 
 /// Rows that are published together.
 const PAGE: u64 = 64;
@@ -84,7 +84,7 @@ impl Relay {
 
     async fn relay_until(&self, stop: &CancellationToken) {
         let mut pause = Duration::ZERO;
-        let mut queues_empty = self.bus.row_queues().is_some();
+        let mut queues_empty = matches!(self.bus.way(), Way::Within(_));
         while !stop.is_cancelled() {
             let (before, next_page) = (pause, Instant::now() + STRIDE);
             let relay_page = async {
@@ -150,7 +150,7 @@ impl Relay {
 
     /// Publishes the oldest rows that are due; answers how many there were.
     async fn relay_page(&self) -> Result<usize, String> {
-        let rows = self.unsent().await.map_err(|fault| fault.to_string())?;
+        let (now, rows) = self.unsent().await.map_err(|fault| fault.to_string())?;
         if rows.is_empty() {
             return Ok(0);
         }
@@ -163,13 +163,19 @@ impl Relay {
                 traceparent: row.traceparent.clone(),
             })
             .collect();
-        if let Some(queues) = self.bus.row_queues() {
-            self.queue(committed.clone()).await.map_err(|fault| fault.to_string())?;
-            queues.wake(&committed);
-            count_published(&rows);
-            return Ok(rows.len());
-        }
-        let answers = self.bus.publish(&committed).await;
+        let bus = match self.bus.way() {
+            Way::Outside(bus) => bus,
+            Way::Within(queues) => {
+                let mut script = Script::new();
+                let groups = queues.enqueue(&committed, now, &mut script);
+                mark_sent(self.db.backend(), rows.iter().map(|row| row.id).collect(), now, &mut script);
+                self.db.apply(Vec::new(), script).await.map_err(|fault| fault.to_string())?;
+                queues.wake(&groups);
+                count_published(&rows);
+                return Ok(rows.len());
+            }
+        };
+        let answers = bus.publish(&committed).await;
         let (mut sent, mut refused, mut unavailable) = (Vec::new(), Vec::new(), None);
         for (row, answer) in rows.iter().zip(answers) {
             match answer {
@@ -190,23 +196,9 @@ impl Relay {
         unavailable.map_or(Ok(rows.len()), Err)
     }
 
-    /// Puts `rows` into the queues of a bus in the same database, and marks them as sent.
-    async fn queue(&self, rows: Vec<Committed>) -> Result<(), DbFault> {
-        let (bus, rows) = (self.bus.clone(), Arc::new(rows));
-        let queueing = self.db.transaction(move |tx| {
-            let (bus, rows) = (bus.clone(), rows.clone());
-            async move {
-                let queues = bus.row_queues().ok_or(DbFault::Missing("the queues of the bus"))?;
-                let now = db::now_micros(&tx).await?;
-                queues.enqueue(&tx, &rows, now).await?;
-                mark_sent(&tx, rows.iter().map(|row| row.id.0).collect(), now).await
-            }
-        });
-        queueing.await
-    }
-
-    async fn unsent(&self) -> Result<Vec<outbox::Model>, DbFault> {
-        let whole = self.bus.row_queues().is_none();
+    /// The oldest rows that are due, and the database's time; without the events if the bus does not look at them.
+    async fn unsent(&self) -> Result<(i64, Vec<outbox::Model>), DbFault> {
+        let whole = matches!(self.bus.way(), Way::Outside(_));
         let read = move |connection: DatabaseConnection| async move {
             let now = db::now_micros(&connection).await?;
             let due = outbox::Column::RetryAt.is_null().or(outbox::Column::RetryAt.lte(now));
@@ -218,7 +210,7 @@ impl Relay {
                     outbox::Column::iter().filter(|column| !matches!(column, outbox::Column::Events));
                 rows.select_only().columns(others).column_as(Expr::value(""), "events")
             };
-            Ok(rows.order_by_asc(outbox::Column::Id).limit(PAGE).all(&connection).await?)
+            Ok((now, rows.order_by_asc(outbox::Column::Id).limit(PAGE).all(&connection).await?))
         };
         self.db.read(read).await
     }
@@ -232,7 +224,9 @@ impl Relay {
             async move {
                 let now = db::now_micros(&tx).await?;
                 if !sent.is_empty() {
-                    mark_sent(&tx, sent, now).await?;
+                    let mut script = Script::new();
+                    mark_sent(tx.get_database_backend(), sent, now, &mut script);
+                    script.execute(&tx).await?;
                 }
                 for (id, attempts, error) in refused {
                     let doublings = Ord::min(u32::try_from(attempts - 1).unwrap_or(0), 16);
@@ -301,12 +295,9 @@ impl Relay {
     }
 }
 
-async fn mark_sent(tx: &Tx, sent: Vec<i64>, now: i64) -> Result<(), DbFault> {
-    let backend = tx.get_database_backend();
+fn mark_sent(backend: DbBackend, sent: Vec<i64>, now: i64, script: &mut Script) {
     let mark = bulk::update(backend, "outbox", "sent_at = ?", "id = r.sent");
-    let rows = Rows::new().column("sent", Column::Big(sent));
-    tx.execute_raw(rows.statement(backend, &mark, [now.into()])).await?;
-    Ok(())
+    script.push_rows(mark, [now.into()], Rows::new().column("sent", Column::Big(sent)));
 }
 
 fn count_published<'a>(rows: impl IntoIterator<Item = &'a outbox::Model>) {

@@ -27,14 +27,7 @@ const GATHERED: Duration = Duration::from_millis(50);
 
 /// The group that tells users of their orders.
 pub fn orders(ids: Ids, clock: SharedClock) -> Group {
-    let spec = GroupSpec {
-        name: "order_notifications",
-        types: messages::TYPES,
-        ordered: false,
-        max_batch: 500,
-        linger: GATHERED,
-        coalesced: false,
-    };
+    let spec = GroupSpec { linger: GATHERED, ..GroupSpec::new("order_notifications", messages::TYPES) };
     Group::new(spec, Tell { ids, clock })
 }
 
@@ -84,7 +77,7 @@ async fn send(tx: &Tx, ids: &Ids, now: Timestamp, messages: &[Message]) -> Resul
         .column("body", texts(|message| message.body.clone()));
     let mut script = Script::new();
     script.push_rows(INSERT, [to_micros(now).into()], rows);
-    outbox::add(tx, ids.next()?, events, now, &mut script);
+    outbox::add(ids.next()?, events, now, &mut script);
     script.execute(tx).await?;
     Ok(())
 }
@@ -92,14 +85,8 @@ async fn send(tx: &Tx, ids: &Ids, now: Timestamp, messages: &[Message]) -> Resul
 /// The group that sends notifications through `notifier`, one by one; without one it has nothing to do, because in the
 /// app a notification is a row.
 pub fn notifier(db: Database, clock: SharedClock, notifier: Option<Arc<dyn Notifier>>) -> Group {
-    let spec = GroupSpec {
-        name: "notifier",
-        types: &[EventType::NotificationRequested],
-        ordered: false,
-        max_batch: 500,
-        linger: GATHERED,
-        coalesced: false,
-    };
+    let spec =
+        GroupSpec { linger: GATHERED, ..GroupSpec::new("notifier", &[EventType::NotificationRequested]) };
     match notifier {
         Some(notifier) => Group::outside(spec, Elsewhere { db, clock, notifier }),
         None => Group::new(spec, InApp).harmless_repeats(),

@@ -284,7 +284,7 @@ impl<'a> Desk<'a> {
         refund::insert_all(&self.refunds, self.now, &mut script);
         let mut rows = changed.len() + self.timeline.len() + self.refunds.len();
         if !self.events.is_empty() {
-            outbox::add(tx, self.ids.next()?, self.events, self.now, &mut script);
+            outbox::add(self.ids.next()?, self.events, self.now, &mut script);
             rows += 1;
         }
         // The rows are locked, so nothing can be missing but what somebody changed past the lock.

@@ -22,14 +22,7 @@ use crate::ports::event_bus::GroupSpec;
 
 /// Tells orders of their payments. What an order does not want goes back.
 pub fn orders(ids: Ids, clock: SharedClock, policy: Policy) -> Group {
-    let spec = GroupSpec {
-        name: "order_payments",
-        types: &[EventType::PaymentSucceeded],
-        ordered: false,
-        max_batch: 500,
-        linger: Duration::ZERO,
-        coalesced: false,
-    };
+    let spec = GroupSpec::new("order_payments", &[EventType::PaymentSucceeded]);
     Group::new(spec, OrderPayments { ids, clock, policy })
 }
 
@@ -58,12 +51,8 @@ impl Handler for OrderPayments {
 /// Keeps the log of captures.
 pub fn log() -> Group {
     let spec = GroupSpec {
-        name: "payment_log",
-        types: &[EventType::PaymentSucceeded],
-        ordered: false,
-        max_batch: 500,
         linger: Duration::from_millis(100),
-        coalesced: false,
+        ..GroupSpec::new("payment_log", &[EventType::PaymentSucceeded])
     };
     Group::new(spec, PaymentLog)
 }
@@ -100,12 +89,8 @@ impl Handler for PaymentLog {
 /// Performs approved refunds at the gateway.
 pub fn refunds(payments: PaymentService) -> Group {
     let spec = GroupSpec {
-        name: "payment_refunds",
-        types: &[EventType::RefundRequested, EventType::RefundApproved],
-        ordered: false,
         max_batch: 50,
-        linger: Duration::ZERO,
-        coalesced: false,
+        ..GroupSpec::new("payment_refunds", &[EventType::RefundRequested, EventType::RefundApproved])
     };
     Group::outside(spec, Refunds(payments))
 }

@@ -64,7 +64,7 @@ pub async fn settle(
         let mut script = Script::new();
         update_all(tx.get_database_backend(), &changed, now, &mut script);
         if !events.is_empty() {
-            outbox::add(tx, ids.next()?, events, now, &mut script);
+            outbox::add(ids.next()?, events, now, &mut script);
         }
         script.execute(tx).await?;
         payment_record::Entity::insert_many(records).exec_without_returning(tx).await?;

@@ -26,17 +26,18 @@ const STEP: Duration = Duration::from_millis(500);
 /// The consumer group that keeps the numbers.
 pub fn group() -> Group {
     let spec = GroupSpec {
-        name: "stock_projection",
-        types: &[
-            EventType::ActivityStateChanged,
-            EventType::ActivityStockAdjusted,
-            EventType::ActivityTaken,
-            EventType::ActivityTakeReleased,
-        ],
-        ordered: false,
         max_batch: 1000,
         linger: STEP,
         coalesced: true,
+        ..GroupSpec::new(
+            "stock_projection",
+            &[
+                EventType::ActivityStateChanged,
+                EventType::ActivityStockAdjusted,
+                EventType::ActivityTaken,
+                EventType::ActivityTakeReleased,
+            ],
+        )
     };
     Group::new(spec, Projection).harmless_repeats()
 }

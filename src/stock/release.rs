@@ -4,7 +4,6 @@
 //! Many go in one transaction: the orders of a sale that nobody paid end all at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use entities::{activity, take};
@@ -84,7 +83,7 @@ pub(super) async fn release_all(
     for take in &held {
         events.push(ids.next()?, &released(take, now, reason(take)))?;
     }
-    outbox::add(tx, ids.next()?, events, now, &mut script);
+    outbox::add(ids.next()?, events, now, &mut script);
     script.execute(tx).await?;
     Ok(())
 }
@@ -147,14 +146,7 @@ async fn lock_activity(tx: &Tx, id: ActivityId) -> Result<(), DbFault> {
 
 /// The consumer group that takes the tokens of flash-sale orders back that ended before they were shipped.
 pub fn group(ids: Ids, clock: SharedClock) -> Group {
-    let spec = GroupSpec {
-        name: "stock_orders",
-        types: Ending::TYPES,
-        ordered: false,
-        max_batch: 1000,
-        linger: Duration::ZERO,
-        coalesced: false,
-    };
+    let spec = GroupSpec { max_batch: 1000, ..GroupSpec::new("stock_orders", Ending::TYPES) };
     Group::new(spec, EndedOrders { ids, clock })
 }
 

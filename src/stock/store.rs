@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use entities::{activity, take};
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Statement,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::ThisNode;
 use super::blocks::{self, ClaimedBlock};
@@ -19,7 +17,7 @@ use crate::activity::machine::State;
 use crate::activity::model::Window;
 use crate::cluster::Cluster;
 use crate::db::bulk::{Column, Rows, Script};
-use crate::db::{Database, DbFault, Tx};
+use crate::db::{Database, DbFault, Fence};
 use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
 use crate::ids::{ActivityId, BatchId, GoodsId, Ids, TakeId, UserId};
@@ -202,8 +200,7 @@ impl StockStore {
 
     /// Commits `batch` as one transaction.
     pub async fn commit(&self, batch: Batch) -> Result<(), CommitError> {
-        let ids = self.ids().clone();
-        self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await
+        commit(&self.db, self.ids(), batch).await
     }
 
     /// Whether the batch of unknown outcome that wrote the take `witness` stands. The answer is final: its block is fenced off first, which waits for
@@ -269,54 +266,34 @@ impl StockStore {
     }
 }
 
-/// Writes `batch` into the open transaction.
-pub(super) async fn commit(tx: &Tx, ids: &Ids, batch: Batch) -> Result<(), CommitError> {
+/// Commits `batch` as one transaction, in one go.
+pub(super) async fn commit(db: &Database, ids: &Ids, batch: Batch) -> Result<(), CommitError> {
     faults::point("before_fence").await.map_err(DbFault::from)?;
     let events = taken_events(ids, &batch)?;
     let mut script = Script::new();
-    fence(tx, &batch, &mut script).await?;
     insert_takes(&batch, &mut script);
     if let Some(sale) = &batch.sale {
         sale.insert_orders(&batch.takes, &mut script);
     }
     idempotency::keep_all(&batch.answers, batch.now, &mut script);
-    outbox::add(tx, batch.id, events, batch.now, &mut script);
-    let orders = if batch.sale.is_some() { batch.takes.len() } else { 0 };
-    let rows = 1 + batch.takes.len() + orders + batch.answers.len() + 1;
-    let touched = script.execute(tx).await.map_err(DbFault::from)?;
-    faults::point("after_insert").await.map_err(DbFault::from)?;
-    // The inserts did what they say, or failed: what can be missing is the fence's row.
-    if touched == rows as u64 { Ok(()) } else { Err(CommitError::Stale) }
+    outbox::add(batch.id, events, batch.now, &mut script);
+    if db.apply(fences(&batch), script).await? { Ok(()) } else { Err(CommitError::Stale) }
 }
 
-/// Touches a row only if the block is still ours and the activity still what the takes were decided by; counts them as
-/// sold. The shared lock on the activity makes its changes wait for this batch, and this batch for them.
-async fn fence(tx: &Tx, batch: &Batch, script: &mut Script) -> Result<(), CommitError> {
-    const RAISE: &str = "UPDATE token_block SET sold = sold + ? WHERE id = ? AND epoch = ?";
-    let backend = tx.get_database_backend();
-    let activity = [batch.activity.0.into(), batch.version.into()];
+/// The activity must still be what the takes were decided by, and the block ours; counts them as sold. The lock on the
+/// activity makes its changes wait for this batch, and this batch for them.
+fn fences(batch: &Batch) -> Vec<Fence> {
     let sold = i32::try_from(batch.takes.len()).unwrap_or(i32::MAX);
-    let block = [sold.into(), batch.block.id.0.into(), batch.block.epoch.into()];
-    match backend {
-        DbBackend::Postgres => script.push(
-            "WITH known AS (SELECT 1 FROM activity WHERE id = ? AND version = ? FOR SHARE) \
-             UPDATE token_block SET sold = sold + ? WHERE id = ? AND epoch = ? AND EXISTS (SELECT 1 FROM known)",
-            activity.into_iter().chain(block),
+    vec![
+        Fence::Finds(
+            "SELECT 1 FROM activity WHERE id = ? AND version = ?",
+            vec![batch.activity.0.into(), batch.version.into()],
         ),
-        DbBackend::MySql => {
-            let known = "SELECT version FROM activity WHERE id = ? AND version = ? LOCK IN SHARE MODE";
-            let known = Statement::from_sql_and_values(backend, known, activity);
-            if tx.query_one_raw(known).await.map_err(DbFault::from)?.is_none() {
-                return Err(CommitError::Stale);
-            }
-            script.push(RAISE, block);
-        }
-        _ => script.push(
-            format!("{RAISE} AND EXISTS (SELECT 1 FROM activity WHERE id = ? AND version = ?)"),
-            block.into_iter().chain(activity),
+        Fence::Touches(
+            "UPDATE token_block SET sold = sold + ? WHERE id = ? AND epoch = ?",
+            vec![sold.into(), batch.block.id.0.into(), batch.block.epoch.into()],
         ),
-    }
-    Ok(())
+    ]
 }
 
 fn insert_takes(batch: &Batch, script: &mut Script) {

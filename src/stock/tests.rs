@@ -146,10 +146,7 @@ impl Drum {
         let (parents, answers) = (vec![None; takes.len()], Vec::new());
         let sale = None;
         let batch = Batch { id, activity: ACTIVITY, version, block, takes, sale, parents, answers, now };
-        let ids = self.ids.clone();
-        let committed =
-            self.db.transaction_once(move |tx| async move { commit(&tx, &ids, batch).await }).await;
-        match committed {
+        match commit(&self.db, &self.ids, batch).await {
             Ok(()) => {
                 tokens.iter().for_each(|token| self.windows[node].confirm(token.unsigned_abs()).unwrap());
             }

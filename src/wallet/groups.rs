@@ -19,14 +19,7 @@ const GATHERED: Duration = Duration::from_millis(50);
 
 /// The group that gives back what a cancelled or refunded order took from a balance.
 pub fn balances(ledger: Ledger, clock: SharedClock) -> Group {
-    let spec = GroupSpec {
-        name: "wallet_orders",
-        types: Ending::TYPES,
-        ordered: false,
-        max_batch: 500,
-        linger: Duration::ZERO,
-        coalesced: false,
-    };
+    let spec = GroupSpec::new("wallet_orders", Ending::TYPES);
     Group::new(spec, GiveBack { ledger, clock })
 }
 
@@ -49,12 +42,8 @@ impl Handler for GiveBack {
 /// money is back.
 pub fn points(ledger: Ledger, clock: SharedClock, per_major: i64) -> Group {
     let spec = GroupSpec {
-        name: "points_orders",
-        types: &[EventType::OrderPaid, EventType::OrderRefunded],
-        ordered: false,
-        max_batch: 500,
         linger: GATHERED,
-        coalesced: false,
+        ..GroupSpec::new("points_orders", &[EventType::OrderPaid, EventType::OrderRefunded])
     };
     Group::new(spec, Points { ledger, clock, per_major })
 }

@@ -204,7 +204,7 @@ impl Ledger {
             let mut script = Script::new();
             write_entries(purpose, now, &made, &mut script);
             write_accounts(tx.get_database_backend(), now, &accounts, &mut script);
-            outbox::add(tx, self.ids.next()?, events, now, &mut script);
+            outbox::add(self.ids.next()?, events, now, &mut script);
             script.execute(tx).await?;
         }
         Ok(outcomes)

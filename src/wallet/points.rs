@@ -126,7 +126,7 @@ impl Ledger {
         write_entries(purpose, now, entries, &mut script);
         ledger::write_accounts(tx.get_database_backend(), now, accounts, &mut script);
         if !events.is_empty() {
-            outbox::add(tx, self.ids.next()?, events, now, &mut script);
+            outbox::add(self.ids.next()?, events, now, &mut script);
         }
         script.execute(tx).await?;
         Ok(())

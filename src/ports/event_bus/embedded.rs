@@ -11,17 +11,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use entities::queued_events;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{
-    Committed, Delivery, EventBus, GroupSpec, Heard, Listener, PublishError, RowQueues, Sink, Unreadable,
-};
-use crate::db::bulk::{Column, Rows};
-use crate::db::{self, Database, DbFault, Tx};
+use super::{Committed, Delivery, EventBus, GroupSpec, Heard, Listener, RowQueues, Sink, Unreadable, Way};
+use crate::db::bulk::{Column, Rows, Script};
+use crate::db::{Database, DbFault};
 use crate::lease::Lease;
 use crate::messaging::catalogue::EventType;
 use crate::messaging::envelope::{Envelope, Undecodable};
@@ -161,15 +159,24 @@ impl EmbeddedBus {
             .await
     }
 
-    /// The rows sent since `since`, without their events.
-    async fn sent_since(&self, since: i64) -> Result<Vec<(i64, i64, String)>, DbFault> {
+    /// When the last row was sent, and the rows sent since `since` that may have an event of one of `types`.
+    async fn sent_since(
+        &self,
+        since: i64,
+        types: &'static [EventType],
+    ) -> Result<(Option<i64>, Vec<(i64, i64)>), DbFault> {
         let read = move |connection: DatabaseConnection| async move {
-            let rows = entities::outbox::Entity::find().select_only().column(entities::outbox::Column::Id);
-            let rows = rows.column(entities::outbox::Column::SentAt).column(entities::outbox::Column::Types);
-            let rows = rows
-                .filter(entities::outbox::Column::SentAt.gt(since))
-                .order_by_asc(entities::outbox::Column::SentAt);
-            Ok(rows.into_tuple().all(&connection).await?)
+            let column = entities::outbox::Column::SentAt;
+            let last = entities::outbox::Entity::find().select_only().column_as(column.max(), "last");
+            let last = last.into_tuple().one(&connection).await?.flatten();
+            let any = types.iter().fold(Condition::any(), |any, wanted| {
+                any.add(entities::outbox::Column::Types.contains(wanted.word()))
+            });
+            let rows = entities::outbox::Entity::find()
+                .select_only()
+                .columns([entities::outbox::Column::Id, column]);
+            let rows = rows.filter(column.gt(since)).filter(any).order_by_asc(column);
+            Ok((last, rows.into_tuple().all(&connection).await?))
         };
         self.0.db.read(read).await
     }
@@ -190,19 +197,8 @@ impl EmbeddedBus {
 
 #[async_trait]
 impl EventBus for EmbeddedBus {
-    fn row_queues(&self) -> Option<&dyn RowQueues> {
-        Some(self)
-    }
-
-    async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
-        let (bus, queued) = (self.clone(), Arc::new(rows.to_vec()));
-        let queueing = self.0.db.transaction(move |tx| {
-            let (bus, queued) = (bus.clone(), queued.clone());
-            async move { bus.enqueue(&tx, &queued, db::now_micros(&tx).await?).await }
-        });
-        let stored = queueing.await.map_err(|fault| PublishError::Unavailable(fault.to_string()));
-        self.wake(rows);
-        rows.iter().map(|_| stored.clone()).collect()
+    fn way(&self) -> Way<'_> {
+        Way::Within(self)
     }
 
     async fn deliver(&self, group: GroupSpec, sink: Arc<dyn Sink>, stop: CancellationToken) {
@@ -276,32 +272,30 @@ impl EventBus for EmbeddedBus {
     async fn close(&self) {}
 }
 
-#[async_trait]
 impl RowQueues for EmbeddedBus {
-    async fn enqueue(&self, tx: &Tx, rows: &[Committed], now: i64) -> Result<(), DbFault> {
+    fn enqueue(&self, rows: &[Committed], now: i64, script: &mut Script) -> Vec<&'static str> {
         const ENQUEUE: &str = "INSERT INTO queued_events (group_name, outbox_id, queued_at) \
             SELECT r.name, r.id, ? FROM {rows} WHERE NOT EXISTS (SELECT 1 FROM queued_events AS q \
             WHERE q.group_name = r.name AND q.outbox_id = r.id)";
-        let (mut groups, mut ids) = (Vec::new(), Vec::new());
+        let (mut names, mut ids, mut groups) = (Vec::new(), Vec::new(), Vec::new());
         for (group, _) in &self.0.queues {
-            for row in rows.iter().filter(|row| row.may_interest(group.types)) {
-                groups.push(group.name.to_owned());
-                ids.push(row.id.0);
+            let before = ids.len();
+            ids.extend(rows.iter().filter(|row| row.may_interest(group.types)).map(|row| row.id.0));
+            if ids.len() > before {
+                names.resize(ids.len(), group.name.to_owned());
+                groups.push(group.name);
             }
         }
         if !ids.is_empty() {
-            let backend = tx.get_database_backend();
-            let entries = Rows::new().column("name", Column::Text(groups)).column("id", Column::Big(ids));
-            tx.execute_raw(entries.statement(backend, ENQUEUE, [now.into()])).await?;
+            let entries = Rows::new().column("name", Column::Text(names)).column("id", Column::Big(ids));
+            script.push_rows(ENQUEUE, [now.into()], entries);
         }
-        Ok(())
+        groups
     }
 
-    fn wake(&self, rows: &[Committed]) {
-        for (group, queue) in &self.0.queues {
-            if rows.iter().any(|row| row.may_interest(group.types)) {
-                queue.notify_one();
-            }
+    fn wake(&self, groups: &[&'static str]) {
+        for (_, queue) in self.0.queues.iter().filter(|(group, _)| groups.contains(&group.name)) {
+            queue.notify_one();
         }
     }
 }
@@ -319,7 +313,7 @@ struct Ear {
     listener: Listener,
     /// The latest time of sending seen, by the database's clock.
     since: Option<i64>,
-    /// The rows heard lately, with their time of sending.
+    /// The rows heard lately, with their time of sending; those without a wanted event are not looked at.
     heard: HashMap<i64, i64>,
 }
 
@@ -333,9 +327,9 @@ impl Ear {
                 *self.since.insert(now)
             }
         };
-        for (id, sent_at, row_types) in bus.sent_since(since - OVERLAP_MICROS).await? {
-            let wanted = row_types.split(' ').any(|word| self.wants(word));
-            if wanted && !self.heard.contains_key(&id) {
+        let (last, sent) = bus.sent_since(since - OVERLAP_MICROS, self.types).await?;
+        for (id, sent_at) in sent {
+            if !self.heard.contains_key(&id) {
                 for event in bus.events_of(id).await? {
                     if self.wants(&event.event_type) {
                         (self.listener)(Heard::Event(event)).await;
@@ -343,8 +337,8 @@ impl Ear {
                 }
             }
             self.heard.insert(id, sent_at);
-            self.since = self.since.max(Some(sent_at));
         }
+        self.since = self.since.max(last);
         let oldest = since - 2 * OVERLAP_MICROS;
         self.heard.retain(|_, sent_at| *sent_at > oldest);
         Ok(())

@@ -3,8 +3,7 @@
 //! The outbox is the durable side of every bus: a bus that lost everything is fed again from there, so both
 //! implementations promise the same. Delivery is at least once; what is delivered twice is absorbed by the consumer log.
 //!
-//! - [`EventBus::publish`] stores events for every group that wants them (transactional delivery: the relay calls it
-//!   with what a transaction committed).
+//! - [`EventBus::way`] is how the relay brings it what a transaction committed, for every group that wants it.
 //! - [`EventBus::deliver`] hands a group its events. Groups that ask for order get the events of one subject one after
 //!   the other, on one node at a time.
 //! - [`EventBus::broadcast`] hands every node every event, for caches: it may miss events while a node is away, and
@@ -24,7 +23,7 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{DbFault, Tx};
+use crate::db::bulk::Script;
 use crate::ids::BatchId;
 use crate::messaging::catalogue::EventType;
 use crate::messaging::envelope::{Envelope, Undecodable};
@@ -67,6 +66,11 @@ pub struct GroupSpec {
 }
 
 impl GroupSpec {
+    /// A group without order that takes in up to 500 events at once, every one, without waiting for more.
+    pub const fn new(name: &'static str, types: &'static [EventType]) -> Self {
+        Self { name, types, ordered: false, max_batch: 500, linger: Duration::ZERO, coalesced: false }
+    }
+
     /// Whether the group listens to the type `word`.
     pub fn wants(&self, word: &str) -> bool {
         self.types.iter().any(|known| known.word() == word)
@@ -132,27 +136,37 @@ pub enum PublishError {
 }
 
 /// Queues of whole outbox rows, in the same database (`queued_events`).
-#[async_trait]
-pub trait RowQueues: Send + Sync {
-    /// Queues each row, whose events need not be read, for every group that may want one of them; `now` is the database's.
-    async fn enqueue(&self, tx: &Tx, rows: &[Committed], now: i64) -> Result<(), DbFault>;
+pub trait RowQueues: Send + Sync + fmt::Debug {
+    /// Lets `script` queue each row, whose events need not be read, for every group that may want one of them; `now` is
+    /// the database's. Tells which groups these are.
+    fn enqueue(&self, rows: &[Committed], now: i64, script: &mut Script) -> Vec<&'static str>;
 
-    /// Wakes who consumes `rows`, which are committed now.
-    fn wake(&self, rows: &[Committed]);
+    /// Wakes who consumes for `groups`: the rows are committed now.
+    fn wake(&self, groups: &[&'static str]);
+}
+
+/// The way of committed events to a bus.
+#[derive(Debug, Clone, Copy)]
+pub enum Way<'a> {
+    /// Its queues are beside the outbox: rows get there in the transaction that marks them as sent.
+    Within(&'a dyn RowQueues),
+    /// It is handed them, and says what it has stored.
+    Outside(&'a dyn Publish),
+}
+
+/// A bus outside the database.
+#[async_trait]
+pub trait Publish: Send + Sync + fmt::Debug {
+    /// Stores all events of each row for every group that wants them; answers for each row. An error leaves open which
+    /// events of the row were stored.
+    async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>>;
 }
 
 /// Carries committed events to those who listen. Clones of the implementations share their connections.
 #[async_trait]
 pub trait EventBus: Send + Sync + fmt::Debug {
-    /// The queues of a bus that has them beside the outbox: rows get there in the transaction that marks them as sent, not
-    /// by [`publish`](EventBus::publish).
-    fn row_queues(&self) -> Option<&dyn RowQueues> {
-        None
-    }
-
-    /// Stores all events of each row for every group that wants them; answers for each row. An error leaves open which
-    /// events of the row were stored.
-    async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>>;
+    /// How events get here; the relay brings what transactions committed.
+    fn way(&self) -> Way<'_>;
 
     /// Hands `group` its events until `stop`, reconnecting for ever. May run on many nodes at a time.
     async fn deliver(&self, group: GroupSpec, sink: Arc<dyn Sink>, stop: CancellationToken);

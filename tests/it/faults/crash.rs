@@ -15,7 +15,7 @@ faults! {
 }
 
 /// Each point on its first pass and a later one. A server passes `before_begin`, `before_commit` and `after_commit`
-/// while it starts as well.
+/// while it starts as well; at `after_send` the database has a batch to work on.
 const KILLS: &[&str] = &[
     "before_begin=kill@1",
     "before_begin=kill@40",
@@ -23,8 +23,8 @@ const KILLS: &[&str] = &[
     "before_decide=kill@9",
     "before_fence=kill@1",
     "before_fence=kill@7",
-    "after_insert=kill@1",
-    "after_insert=kill@8",
+    "after_send=kill@1",
+    "after_send=kill@8",
     "before_commit=kill@2",
     "before_commit=kill@30",
     "after_commit=kill@3",

@@ -67,7 +67,7 @@ async fn f05_commits_lost_on_the_way(engine: Engine) {
     for count in [3, 4, 5, 3, 4, 5] {
         let before = crowd.taken().len();
         crowd.until_taken(before + 100).await;
-        proxy.lose_commits(count);
+        proxy.lose_commits(engine, count);
     }
     server.counts("tombola_stock_ambiguous_commits_total", 4).await;
     let ledger = crowd.finish().await;

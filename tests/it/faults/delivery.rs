@@ -21,7 +21,7 @@ use tombola::messaging::consumer::{Group, Handler, HandlerError};
 use tombola::messaging::envelope::{Envelope, MAX_BYTES};
 use tombola::ports::event_bus::rabbitmq::{EVENTS, PARTITION, partition};
 use tombola::ports::event_bus::{
-    Committed, Delivery, EventBus, GroupSpec, Listener, PublishError, RowQueues, Sink, SinkUnavailable,
+    Committed, Delivery, EventBus, GroupSpec, Listener, Sink, SinkUnavailable, Way,
 };
 
 use super::survive;
@@ -145,7 +145,8 @@ async fn consuming_goes_on_without_memory(engine: Engine) {
     node.stop().await;
     spine.forget_what_was_sent().await;
     let bus = spine.bus(&groups());
-    assert!(bus.publish(&committed(&spine).await).await.iter().all(Result::is_ok));
+    let Way::Outside(broker_bus) = bus.way() else { panic!("RabbitMQ is outside") };
+    assert!(broker_bus.publish(&committed(&spine).await).await.iter().all(Result::is_ok));
     bus.close().await;
 
     let alarm = broker.starve().await;
@@ -258,12 +259,8 @@ impl Sink for Deadly {
 
 #[async_trait]
 impl EventBus for Dying {
-    fn row_queues(&self) -> Option<&dyn RowQueues> {
-        self.bus.row_queues()
-    }
-
-    async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
-        self.bus.publish(rows).await
+    fn way(&self) -> Way<'_> {
+        self.bus.way()
     }
 
     async fn deliver(&self, group: GroupSpec, sink: Arc<dyn Sink>, stop: CancellationToken) {

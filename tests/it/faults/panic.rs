@@ -1,4 +1,4 @@
-//! F4: a panic costs its own batch and nothing else.
+//! F4, F5: a panic costs its own batch and nothing else; so does an answer that never arrives.
 
 use super::{Rig, faults};
 use crate::support::Engine;
@@ -6,21 +6,31 @@ use crate::support::ledger::{Crowd, Sale};
 use crate::support::wire::{Wire, get};
 
 faults! {
-    sqlite: f04_a_panic_costs_one_batch, f04_what_keeps_panicking_is_left_alone;
-    postgres: f04_a_panic_costs_one_batch;
-    mariadb: f04_a_panic_costs_one_batch;
+    sqlite: f04_a_panic_costs_one_batch, f04_what_keeps_panicking_is_left_alone, f05_no_answer_arrives;
+    postgres: f04_a_panic_costs_one_batch, f05_no_answer_arrives;
+    mariadb: f04_a_panic_costs_one_batch, f05_no_answer_arrives;
 }
 
 async fn f04_a_panic_costs_one_batch(engine: Engine) {
     let rig = Rig::on(engine).await;
-    let faults = "before_decide=panic@6,before_fence=panic@5,after_insert=panic@9,after_reply=panic@15";
+    let faults = "before_decide=panic@6,before_fence=panic@5,before_commit=panic@50,after_reply=panic@15";
     let launch = rig.launch.clone().with_faults(faults);
     let server = launch.start().await;
     let sale = Sale::open(&launch, 1000, None).await;
     let ledger = Crowd::rush(&sale, &[server.address], 24, 1100).finish().await;
-    // In the actor's own code a panic ends the actor; in a transaction it is an unknown outcome.
-    server.counts("tombola_actor_deaths_total", 2).await;
-    server.counts("tombola_stock_ambiguous_commits_total", 2).await;
+    // In the actor's own code a panic ends the actor; in a transaction, whosever it is, it is an unknown outcome.
+    server.counts("tombola_actor_deaths_total", 3).await;
+    rig.judge(&sale, &ledger).await.stands().without_errors();
+}
+
+/// What the database answers never arrives: each batch is looked for, found, and answered.
+async fn f05_no_answer_arrives(engine: Engine) {
+    let rig = Rig::on(engine).await;
+    let launch = rig.launch.clone().with_faults("after_send=error");
+    let server = launch.start().await;
+    let sale = Sale::open(&launch, 200, None).await;
+    let ledger = Crowd::rush(&sale, &[server.address], 12, 220).finish().await;
+    server.counts("tombola_stock_ambiguous_commits_total", 10).await;
     rig.judge(&sale, &ledger).await.stands().without_errors();
 }
 

@@ -72,7 +72,7 @@ impl Launch {
         self
     }
 
-    /// With these fault points armed, as in `after_insert=kill@3`; see `src/faults.rs`.
+    /// With these fault points armed, as in `before_fence=kill@3`; see `src/faults.rs`.
     pub(crate) fn with_faults(mut self, faults: &str) -> Self {
         self.environment.insert("TOMBOLA_FAULTS".to_owned(), faults.to_owned());
         self

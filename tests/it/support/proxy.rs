@@ -12,10 +12,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What both drivers send as plain text to end a transaction.
-const COMMIT: &[u8] = b"COMMIT";
+use super::Engine;
 
-/// How long a COMMIT is held back after its client was cut off: longer than a client takes to look for its outcome.
+/// What tells the end of a transaction from everything else that is sent: both drivers commit in plain text. A batch of
+/// takes is a single statement on PostgreSQL and commits by itself; its events are among its parameters.
+fn commit_of_takes(engine: Engine) -> &'static [u8] {
+    match engine {
+        Engine::Postgres => b"\"activity.taken.",
+        _ => b"COMMIT",
+    }
+}
+
+/// How long a commit is held back after its client was cut off: longer than a client takes to look for its outcome.
 const LATE_BY: Duration = Duration::from_millis(500);
 
 /// A proxy; its connections end with it.
@@ -35,8 +43,9 @@ struct Rules {
     /// Connections with a lower number never hear an answer again.
     deaf_below: AtomicUsize,
     delay_ms: AtomicUsize,
-    /// COMMITs still to be lost; see [`Proxy::lose_commits`].
+    /// Commits still to be lost, see [`Proxy::lose_commits`], and how they are recognized.
     commits_to_lose: AtomicUsize,
+    commit: watch::Sender<&'static [u8]>,
     unanswered: AtomicUsize,
     unsent: AtomicUsize,
     obeyed_late: AtomicUsize,
@@ -55,6 +64,7 @@ impl Proxy {
             deaf_below: AtomicUsize::new(0),
             delay_ms: AtomicUsize::new(0),
             commits_to_lose: AtomicUsize::new(0),
+            commit: watch::Sender::new(b"COMMIT"),
             unanswered: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
             obeyed_late: AtomicUsize::new(0),
@@ -108,13 +118,15 @@ impl Proxy {
             .store(usize::try_from(time.as_millis()).expect("a short time"), Ordering::Relaxed);
     }
 
-    /// Loses the next `count` COMMITs, and the connection with them. When the count that is left divides by three the
-    /// answer is lost; with a remainder of one the request; with two the database obeys after the client was cut off.
-    pub(crate) fn lose_commits(&self, count: usize) {
+    /// Loses the next `count` commits, of takes if `engine` tells them from others, and the connection with them. When
+    /// the count that is left divides by three the answer is lost; with a remainder of one the request; with two the
+    /// database obeys after the client was cut off.
+    pub(crate) fn lose_commits(&self, engine: Engine, count: usize) {
+        self.rules.commit.send_replace(commit_of_takes(engine));
         self.rules.commits_to_lose.store(count, Ordering::SeqCst);
     }
 
-    /// How many COMMITs were obeyed without an answer, never arrived, and were obeyed late.
+    /// How many commits were obeyed without an answer, never arrived, and were obeyed late.
     pub(crate) fn lost_commits(&self) -> [usize; 3] {
         let Rules { unanswered, unsent, obeyed_late, .. } = &*self.rules;
         [unanswered, unsent, obeyed_late].map(|count| count.load(Ordering::SeqCst))
@@ -165,8 +177,9 @@ impl Rules {
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             self.unless_silent(number).await;
             let bytes = &buffer[..read];
-            // A command this short arrives whole.
-            if bytes.windows(COMMIT.len()).any(|window| window == COMMIT) {
+            let commit = *self.commit.borrow();
+            // What is this short arrives whole.
+            if bytes.windows(commit.len()).any(|window| window == commit) {
                 let one_less = |left: usize| left.checked_sub(1);
                 let left = self.commits_to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
                 match left.map(|left| left % 3) {

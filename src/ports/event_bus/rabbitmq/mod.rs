@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use self::link::{Broker, LinkError, Shared};
 use self::publisher::Publisher;
 pub use self::topology::{DEAD, DUE, EVENTS, PARTITION, PARTITIONS, partition};
-use super::{Committed, EventBus, GroupSpec, Listener, PublishError, Sink};
+use super::{Committed, EventBus, GroupSpec, Listener, Publish, PublishError, Sink, Way};
 use crate::messaging::catalogue::EventType;
 
 /// The shortest and the longest pause between two attempts to connect.
@@ -156,7 +156,7 @@ impl Task<'_> {
 }
 
 #[async_trait]
-impl EventBus for RabbitMq {
+impl Publish for RabbitMq {
     async fn publish(&self, rows: &[Committed]) -> Vec<Result<(), PublishError>> {
         let unavailable =
             |cause: String| rows.iter().map(|_| Err(PublishError::Unavailable(cause.clone()))).collect();
@@ -182,6 +182,13 @@ impl EventBus for RabbitMq {
         }
         answers
     }
+}
+
+#[async_trait]
+impl EventBus for RabbitMq {
+    fn way(&self) -> Way<'_> {
+        Way::Outside(self)
+    }
 
     async fn deliver(&self, group: GroupSpec, sink: Arc<dyn Sink>, stop: CancellationToken) {
         let queues = topology::queues(&group);
@@ -197,14 +204,7 @@ impl EventBus for RabbitMq {
     }
 
     async fn exhausted(&self, sink: Arc<dyn Sink>, stop: CancellationToken) {
-        let group = GroupSpec {
-            name: "dead",
-            types: &[],
-            ordered: false,
-            max_batch: 10,
-            linger: Duration::ZERO,
-            coalesced: false,
-        };
+        let group = GroupSpec { max_batch: 10, ..GroupSpec::new("dead", &[]) };
         self.keep_consuming(Task::Queue { queue: DEAD, group: &group, sink: sink.as_ref() }, &stop).await;
     }
 

@@ -193,14 +193,7 @@ mod tests {
 
     #[test]
     fn a_queue_tells_its_group() {
-        let mut group = GroupSpec {
-            name: "audit",
-            types: &[],
-            ordered: true,
-            max_batch: 1,
-            linger: Duration::ZERO,
-            coalesced: false,
-        };
+        let mut group = GroupSpec { ordered: true, max_batch: 1, ..GroupSpec::new("audit", &[]) };
         assert!(queues(&group).iter().all(|queue| group_of(queue) == "audit"));
         group.ordered = false;
         assert_eq!(queues(&group), ["tombola.audit"]);

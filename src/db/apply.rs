@@ -39,29 +39,29 @@ impl Database {
         let applying = self.run(async move {
             let applied = match db.backend() {
                 DbBackend::MySql => db.one_by_one(fences, script).await,
-                backend => {
-                    faults::point("before_begin").await?;
-                    faults::point("before_commit").await?;
-                    match backend {
-                        DbBackend::Postgres => db.as_one_statement(fences, script).await,
-                        _ => db.as_one_text(fences, script).await,
-                    }
-                }
+                _ => db.in_one_go(fences, script).await,
             };
             // Of unknown outcome: looking is free.
             if announces {
                 db.0.announced.notify_one();
             }
-            let applied = applied?;
-            faults::point("after_commit")
-                .await
-                .map_err(|_| DbFault::Ambiguous(DbErr::Custom("injected".into())))?;
-            Ok(applied)
+            applied
         });
         // Beside it and not within: a panic must not stop what is under way.
         let (applied, point) = tokio::join!(applying, faults::point("after_send"));
-        point.map_err(|_| DbFault::Ambiguous(DbErr::Custom("injected".into())))?;
+        point.map_err(|_| DbFault::unanswered())?;
         applied?
+    }
+
+    async fn in_one_go(&self, fences: Vec<Fence>, script: Script) -> Result<bool, DbFault> {
+        faults::point("before_begin").await?;
+        faults::point("before_commit").await?;
+        let applied = match self.backend() {
+            DbBackend::Postgres => self.as_one_statement(fences, script).await?,
+            _ => self.as_one_text(fences, script).await?,
+        };
+        faults::point("after_commit").await.map_err(|_| DbFault::unanswered())?;
+        Ok(applied)
     }
 
     /// One statement, whose rows are counted: a fence without a row is a division by zero.
@@ -96,7 +96,7 @@ impl Database {
     /// One text, on the connection that writes: a fence without a row is JSON that cannot be read.
     async fn as_one_text(&self, fences: Vec<Fence>, script: Script) -> Result<bool, DbFault> {
         const MALFORMED_JSON: &str = "malformed JSON";
-        let (mut sql, mut values) = (String::with_capacity(2048), Vec::new());
+        let (mut sql, mut values, fenced) = (String::with_capacity(2048), Vec::new(), !fences.is_empty());
         sql.push_str("BEGIN IMMEDIATE;");
         for fence in fences {
             // `changes()` is what the statement before touched.
@@ -120,9 +120,10 @@ impl Database {
         let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), values);
         let Err(error) = query.execute(&mut *connection).await else { return Ok(true) };
         end(connection).await;
-        let fence = matches!(&error, sqlx::Error::Database(error) if error.message() == MALFORMED_JSON);
-        let error = DbErr::Exec(RuntimeErr::SqlxError(error.into()));
-        if fence { Ok(false) } else { Err(DbFault::once_sent(error)) }
+        if matches!(&error, sqlx::Error::Database(error) if fenced && error.message() == MALFORMED_JSON) {
+            return Ok(false);
+        }
+        Err(DbFault::once_sent(DbErr::Exec(RuntimeErr::SqlxError(error.into()))))
     }
 
     async fn one_by_one(&self, fences: Vec<Fence>, script: Script) -> Result<bool, DbFault> {

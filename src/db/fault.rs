@@ -74,6 +74,11 @@ impl DbFault {
         Self::Panicked(panic.to_string())
     }
 
+    /// A fault point that withholds the database's answer.
+    pub(super) fn unanswered() -> Self {
+        Self::Ambiguous(DbErr::Custom("injected".to_owned()))
+    }
+
     /// What `error` means once a whole transaction was sent: only a refusal of one of its statements tells that nothing of
     /// it stands.
     pub(super) fn once_sent(error: DbErr) -> Self {

@@ -56,7 +56,7 @@ impl Tx {
             return Err(fault.into());
         }
         inner.transaction.commit().await.map_err(DbFault::Ambiguous)?;
-        faults::point("after_commit").await.map_err(|_| DbFault::Ambiguous(DbErr::Custom("injected".into())))
+        faults::point("after_commit").await.map_err(|_| DbFault::unanswered())
     }
 
     pub(super) async fn rollback(self) {

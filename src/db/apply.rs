@@ -37,6 +37,9 @@ impl Database {
         let db = self.clone();
         let announces = script.announces();
         let applying = self.run(async move {
+            if !fences.is_empty() {
+                faults::point("before_fence").await?;
+            }
             let applied = match db.backend() {
                 DbBackend::MySql => db.one_by_one(fences, script).await,
                 _ => db.in_one_go(fences, script).await,
@@ -64,7 +67,7 @@ impl Database {
         Ok(applied)
     }
 
-    /// One statement, whose rows are counted: a fence without a row is a division by zero.
+    /// One statement, whose rows are counted: a fence without a row is a division by zero, which PostgreSQL logs.
     async fn as_one_statement(&self, fences: Vec<Fence>, script: Script) -> Result<bool, DbFault> {
         let (mut sql, mut values, fenced) = (String::with_capacity(2048), Vec::new(), fences.len());
         for (i, fence) in fences.into_iter().enumerate() {
@@ -85,7 +88,8 @@ impl Database {
         let write = self.pools().write.clone();
         match write.query_one_raw(statement).await {
             Ok(_) => Ok(true),
-            Err(error @ DbErr::ConnectionAcquire(_)) => Err(error.into()),
+            // Nothing was sent: there was no connection.
+            Err(error @ (DbErr::ConnectionAcquire(_) | DbErr::Conn(_))) => Err(error.into()),
             Err(error) => match DbFault::once_sent(error) {
                 DbFault::Statement(error) if fenced > 0 && fault::is_division_by_zero(&error) => Ok(false),
                 fault => Err(fault),
@@ -145,7 +149,7 @@ impl Database {
                 }
             }
             script.execute(&tx).await?;
-            Ok(())
+            Ok(faults::point("after_insert").await?)
         };
         match self.attempt(work).await {
             Ok(()) => Ok(true),
@@ -250,7 +254,9 @@ mod tests {
             assert!(!db.apply(fences, insert(&["d"])).await.unwrap());
             assert_eq!(rows(&db).await, first);
         }
-        // Nor if a change is refused, and that tells that nothing stands.
+        // What the changes would run into makes no difference.
+        assert!(!db.apply(vec![known("c")], insert(&["a"])).await.unwrap());
+        // Nor is anything changed if a change is refused, and that tells that nothing stands.
         let refused = db.apply(vec![taken_over("a", 2)], insert(&["d", "b"])).await.unwrap_err();
         assert!(refused.is_duplicate() && !refused.is_ambiguous(), "{refused}");
         let mut unknown = insert(&["d"]);

@@ -15,7 +15,7 @@ pub enum DbFault {
     /// A statement failed; nothing of its transaction remains.
     #[error("{0}")]
     Statement(#[source] DbErr),
-    /// COMMIT was sent and no answer came: the transaction may or may not stand.
+    /// The end of a transaction was sent and nothing tells whether it stands.
     #[error("the outcome of the commit is unknown: {0}")]
     Ambiguous(#[source] DbErr),
     /// No answer within the deadline: the work may still be done, or not.
@@ -82,12 +82,13 @@ impl DbFault {
     /// What `error` means once a whole transaction was sent: only a refusal of one of its statements tells that nothing of
     /// it stands.
     pub(super) fn once_sent(error: DbErr) -> Self {
-        // PostgreSQL: data, integrity, rollback, syntax or missing objects, locks; a statement that took too long.
-        const CLASSES: &[&str] = &["22", "23", "40", "42", "55"];
+        // PostgreSQL: data, integrity, read-only, rollback, syntax or missing objects, a full disk, locks; a statement that
+        // took too long. Not 40003, "statement completion unknown".
+        const CLASSES: &[&str] = &["22", "23", "25", "40", "42", "53", "55"];
         // SQLite, with the kinds of each: error, busy, locked, constraint.
         const PRIMARY: &[i32] = &[1, 5, 6, 19];
         let refused = code_of(&error).is_some_and(|code| match code.len() {
-            5 => code == "57014" || CLASSES.contains(&&code[..2]),
+            5 => code == "57014" || code != "40003" && CLASSES.contains(&&code[..2]),
             _ => code.parse().is_ok_and(|code: i32| PRIMARY.contains(&(code & 0xff))),
         });
         if refused { Self::Statement(error) } else { Self::Ambiguous(error) }
@@ -250,6 +251,24 @@ mod tests {
         fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
             self
         }
+    }
+
+    #[test]
+    fn only_a_refusal_tells_that_nothing_stands() {
+        for (codes, refused) in [
+            (["23505", "40P01", "57014", "25006", "53100", "22012"], true),
+            (["57P01", "40003", "58030", "XX000", "08006", "57P03"], false),
+            (["1", "5", "517", "787", "2067", "1555"], true),
+            (["13", "10", "778", "11", "", "14"], false),
+        ] {
+            for code in codes {
+                let error = sqlx::Error::Database(Box::new(Refused(code)));
+                let fault = DbFault::once_sent(DbErr::Query(RuntimeErr::SqlxError(error.into())));
+                assert_eq!(fault.is_ambiguous(), !refused, "{code}");
+            }
+        }
+        let cut_off = sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        assert!(DbFault::once_sent(DbErr::Query(RuntimeErr::SqlxError(cut_off.into()))).is_ambiguous());
     }
 
     #[test]

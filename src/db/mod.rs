@@ -1,9 +1,10 @@
 //! One door to the database.
 //!
 //! All database work runs in tasks of one runtime of its own, so a client that hangs up never cancels a statement or
-//! a transaction half-way (RELIABILITY R2). [`Database::transaction`] is the only way to begin one: any error in it
-//! means rollback (R1), a deadlock or a lock timeout means the whole of it again, and whatever outlives its deadline
-//! is given up as unknown and the pool replaced, because a stalled peer never gives its connection back (R3).
+//! a transaction half-way (RELIABILITY R2). [`Database::transaction`] begins one: any error in it means rollback (R1), a
+//! deadlock or a lock timeout means the whole of it again, and whatever outlives its deadline is given up as unknown and
+//! the pool replaced, because a stalled peer never gives its connection back (R3). What is known beforehand goes there at
+//! once, by [`Database::apply`].
 
 mod apply;
 pub mod bulk;

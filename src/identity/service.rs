@@ -190,7 +190,7 @@ impl IdentityService {
                 id,
                 provider: Provider::Minted,
                 subject: id.to_string(),
-                name: format!("Customer {id}"),
+                name: store::minted_name(id),
                 roles,
                 password_hash: None,
                 created_at,

@@ -3,7 +3,8 @@
 use entities::users;
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 
 use super::model::{Provider, Registered};
@@ -11,6 +12,14 @@ use super::{Roles, User, UserName};
 use crate::db::{DbFault, bulk};
 use crate::ids::UserId;
 use crate::ports::clock::from_micros;
+
+/// What the names of minted users begin with; their id follows.
+const MINTED_NAME: &str = "Customer ";
+
+/// What the minted user `id` is called.
+pub(super) fn minted_name(id: UserId) -> String {
+    format!("{MINTED_NAME}{id}")
+}
 
 /// A user and how they sign in.
 #[derive(Debug, Clone)]
@@ -118,10 +127,15 @@ pub(super) async fn page(
 ) -> Result<Vec<Registered>, DbFault> {
     let mut query = users::Entity::find().order_by_desc(users::Column::Id).limit(limit);
     if let Some(name) = name {
-        // Every provider knows its users by name, and its index finds them.
-        query = query
-            .filter(users::Column::Provider.is_in(Provider::ALL.iter().map(|known| known.word())))
-            .filter(users::Column::Subject.eq(name.as_str()));
+        // By what their provider knows them by, because that is indexed.
+        let known = |provider: Provider, subject: &str| {
+            Condition::all()
+                .add(users::Column::Provider.eq(provider.word()))
+                .add(users::Column::Subject.eq(subject))
+        };
+        let signed_up = [Provider::Dev, Provider::Password].map(|provider| known(provider, name.as_str()));
+        let minted = name.as_str().strip_prefix(MINTED_NAME).map(|id| known(Provider::Minted, id));
+        query = query.filter(signed_up.into_iter().chain(minted).fold(Condition::any(), Condition::add));
     }
     if let Some(before) = before {
         query = query.filter(users::Column::Id.lt(before.0));

@@ -131,7 +131,7 @@ pub async fn append_one(tx: &Tx, ids: &Ids, now: Timestamp, event: &impl Event) 
     append(tx, ids.next()?, events, now).await
 }
 
-/// Adds the outbox row `id`, in the current trace, to `script`, which runs in `tx`; its commit wakes the relay.
+/// Adds the outbox row `id`, in the current trace, to `script`, whose commit wakes the relay.
 pub fn add(id: BatchId, events: Events, now: Timestamp, script: &mut Script) {
     script.announce();
     let parent = Traceparent::current().map(|parent| parent.to_string());

@@ -18,7 +18,6 @@ use crate::activity::model::Window;
 use crate::cluster::Cluster;
 use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{Database, DbFault, Fence};
-use crate::faults;
 use crate::idempotency::{self, Answer, RequestKey};
 use crate::ids::{ActivityId, BatchId, GoodsId, Ids, TakeId, UserId};
 use crate::messaging::outbox::{self, Events};
@@ -268,7 +267,6 @@ impl StockStore {
 
 /// Commits `batch` as one transaction, in one go.
 pub(super) async fn commit(db: &Database, ids: &Ids, batch: Batch) -> Result<(), CommitError> {
-    faults::point("before_fence").await.map_err(DbFault::from)?;
     let events = taken_events(ids, &batch)?;
     let mut script = Script::new();
     insert_takes(&batch, &mut script);

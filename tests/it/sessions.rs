@@ -182,6 +182,18 @@ async fn operators_find_users(app: &TestApp) {
         victor.get("/admin/users?name=alice").await.is(200),
         json!({"items": [shown], "next_cursor": null})
     );
+    // As `tombola token` makes them.
+    app.execute(
+        "INSERT INTO users (id, provider, subject, name, roles, created_at) \
+         VALUES (77, 'minted', '77', 'Customer 77', 'customer', 0)",
+    )
+    .await;
+    let minted = victor.get("/admin/users?name=Customer%2077").await.is(200);
+    assert_eq!(
+        (&minted["items"][0]["id"], &minted["items"][0]["provider"]),
+        (&json!("77"), &json!("minted"))
+    );
+    assert_eq!(victor.get("/admin/users?name=77").await.is(200)["items"], json!([]));
     assert_eq!(victor.get("/admin/users?name=Nobody").await.is(200)["items"], json!([]));
     let problem = victor.get("/admin/users?name=%20").await.refused(422, "validation_failed");
     assert_eq!(problem["errors"][0]["pointer"], "?name", "{problem}");

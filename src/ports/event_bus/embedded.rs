@@ -37,7 +37,8 @@ const MOST_ROWS: usize = 1024;
 /// How long a node keeps a group to itself after a renewal.
 const LEASE: Duration = Duration::from_secs(8);
 
-/// How far back broadcasts look: a commit becomes visible after its time of sending, by less than this.
+/// How far back broadcasts look: rows become visible after their time of sending. One relay marks one page after the
+/// other, so they are not overtaken by more than this even if a page takes longer.
 const OVERLAP_MICROS: i64 = 5_000_000;
 
 /// The embedded bus. Clones share it.

@@ -16,10 +16,10 @@ use super::Engine;
 
 /// What tells the end of a transaction from everything else that is sent: both drivers commit in plain text. A batch of
 /// takes is a single statement on PostgreSQL and commits by itself; its events are among its parameters.
-fn commit_of_takes(engine: Engine) -> &'static [u8] {
+fn commits(engine: Engine) -> &'static [&'static [u8]] {
     match engine {
-        Engine::Postgres => b"\"activity.taken.",
-        _ => b"COMMIT",
+        Engine::Postgres => &[b"COMMIT", b"\"activity.taken."],
+        _ => &[b"COMMIT"],
     }
 }
 
@@ -45,7 +45,7 @@ struct Rules {
     delay_ms: AtomicUsize,
     /// Commits still to be lost, see [`Proxy::lose_commits`], and how they are recognized.
     commits_to_lose: AtomicUsize,
-    commit: watch::Sender<&'static [u8]>,
+    commits: watch::Sender<&'static [&'static [u8]]>,
     unanswered: AtomicUsize,
     unsent: AtomicUsize,
     obeyed_late: AtomicUsize,
@@ -64,7 +64,7 @@ impl Proxy {
             deaf_below: AtomicUsize::new(0),
             delay_ms: AtomicUsize::new(0),
             commits_to_lose: AtomicUsize::new(0),
-            commit: watch::Sender::new(b"COMMIT"),
+            commits: watch::Sender::new(&[]),
             unanswered: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
             obeyed_late: AtomicUsize::new(0),
@@ -118,11 +118,10 @@ impl Proxy {
             .store(usize::try_from(time.as_millis()).expect("a short time"), Ordering::Relaxed);
     }
 
-    /// Loses the next `count` commits, of takes if `engine` tells them from others, and the connection with them. When
-    /// the count that is left divides by three the answer is lost; with a remainder of one the request; with two the
-    /// database obeys after the client was cut off.
+    /// Loses the next `count` commits, and the connection with them. When the count that is left divides by three the
+    /// answer is lost; with a remainder of one the request; with two the database hears of it after the client was cut off.
     pub(crate) fn lose_commits(&self, engine: Engine, count: usize) {
-        self.rules.commit.send_replace(commit_of_takes(engine));
+        self.rules.commits.send_replace(commits(engine));
         self.rules.commits_to_lose.store(count, Ordering::SeqCst);
     }
 
@@ -177,9 +176,9 @@ impl Rules {
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             self.unless_silent(number).await;
             let bytes = &buffer[..read];
-            let commit = *self.commit.borrow();
+            let commits = *self.commits.borrow();
             // What is this short arrives whole.
-            if bytes.windows(commit.len()).any(|window| window == commit) {
+            if commits.iter().any(|commit| bytes.windows(commit.len()).any(|window| window == *commit)) {
                 let one_less = |left: usize| left.checked_sub(1);
                 let left = self.commits_to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
                 match left.map(|left| left % 3) {

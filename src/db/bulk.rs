@@ -39,7 +39,8 @@ impl Rows {
     }
 
     /// The statement `template`, in which each `?` stands for the next of `scalars` and `{rows}` for these rows as a
-    /// table named `r`: `INSERT INTO take (id, activity_id) SELECT r.id, ? FROM {rows}`.
+    /// table named `r`: `INSERT INTO take (id, activity_id) SELECT r.id, ? FROM {rows}`. A table joined to `{rows}` is
+    /// looked up for each of them.
     pub fn statement(
         self,
         backend: DbBackend,
@@ -210,6 +211,13 @@ pub(super) fn render(
                 rows.render(backend, sql, values);
             }
             rest = after;
+            // Free to choose, SQLite reads all that another condition leaves before it looks at the rows.
+            if backend == DbBackend::Sqlite
+                && let Some(joined) = rest.strip_prefix(" JOIN ")
+            {
+                sql.push_str(" CROSS JOIN ");
+                rest = joined;
+            }
         } else {
             values.extend(scalars.next());
             placeholder(backend, sql, values.len());

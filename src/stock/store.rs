@@ -92,6 +92,10 @@ pub enum CommitError {
     Db(#[from] DbFault),
 }
 
+/// The takes of some users in one activity.
+const USER_TAKES: &str = "SELECT take.user_id, take.live_take_no FROM {rows} JOIN take ON take.user_id = r.user_id \
+    AND take.activity_id = ?";
+
 impl StockStore {
     pub fn new(db: Database, cluster: Cluster, clock: SharedClock, terms: Terms) -> Self {
         Self { db, cluster, clock, terms }
@@ -153,10 +157,9 @@ impl StockStore {
                 let rows =
                     Rows::new().column("user_id", Column::Big(users.iter().map(|user| user.0).collect()));
                 let backend = connection.get_database_backend();
-                let sql = "SELECT take.user_id, take.live_take_no FROM {rows} \
-                           JOIN take ON take.user_id = r.user_id AND take.activity_id = ?";
-                let found =
-                    connection.query_all_raw(rows.statement(backend, sql, [activity.0.into()])).await?;
+                let found = connection
+                    .query_all_raw(rows.statement(backend, USER_TAKES, [activity.0.into()]))
+                    .await?;
                 let mut numbers: HashMap<UserId, Vec<Option<u32>>> =
                     users.into_iter().map(|user| (user, Vec::new())).collect();
                 for row in found {
@@ -336,6 +339,24 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sqlite_looks_users_up_and_reads_no_other_takes() {
+        let (_place, db) = crate::db::testing::fresh().await;
+        let rows = Rows::new().column("user_id", Column::Big(vec![1, 2]));
+        let explain = format!("EXPLAIN QUERY PLAN {USER_TAKES}");
+        let explain = rows.statement(db.backend(), &explain, [7.into()]);
+        let plan = db.read::<_, DbFault, _, _>(|connection| async move {
+            let steps = connection.query_all_raw(explain).await?;
+            Ok(steps.iter().map(|step| step.try_get("", "detail")).collect::<Result<Vec<String>, _>>()?)
+        });
+        let plan = plan.await.unwrap();
+        assert!(
+            plan[0].starts_with("SCAN json_each") && plan[1].contains("user_id=? AND activity_id=?"),
+            "{plan:?}"
+        );
+        db.close().await;
+    }
 
     #[test]
     fn takes_are_let_in_from_the_first_moment_to_the_last() {

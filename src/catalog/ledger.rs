@@ -14,7 +14,7 @@ use crate::words::words;
 
 words! {
     /// Why a quantity moved.
-    Kind, "kind of ledger entry" {
+    StockChange, "kind of ledger entry" {
         Opening = "opening",
         Sale = "sale",
         Return = "return",
@@ -26,7 +26,7 @@ words! {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StockEntry {
     pub id: LedgerEntryId,
-    pub kind: Kind,
+    pub kind: StockChange,
     /// The units that came in; that left, if negative.
     pub quantity: i32,
     /// Of a sale, or its return.
@@ -48,7 +48,8 @@ impl TryFrom<goods_ledger::Model> for StockEntry {
 
     fn try_from(row: goods_ledger::Model) -> Result<Self, DbFault> {
         let kind = row.kind.parse()?;
-        let order_id = matches!(kind, Kind::Sale | Kind::Return).then_some(OrderId(row.reference_id));
+        let order_id =
+            matches!(kind, StockChange::Sale | StockChange::Return).then_some(OrderId(row.reference_id));
         Ok(Self {
             id: LedgerEntryId(row.id),
             kind,
@@ -81,7 +82,7 @@ pub(super) async fn page(
 pub(super) struct Entry {
     pub(super) id: LedgerEntryId,
     pub(super) goods: GoodsId,
-    pub(super) kind: Kind,
+    pub(super) kind: StockChange,
     pub(super) quantity: i32,
     pub(super) reason: Option<String>,
     pub(super) by: UserId,

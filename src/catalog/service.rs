@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::engine::{Changed, GoodsEngine, Hints};
-use super::ledger::{self, Entry, Kind, StockEntry};
+use super::ledger::{self, Entry, StockChange, StockEntry};
 use super::model::{
     Adjusted, Adjustment, CatalogError, Edit, Goods, GoodsView, NewGoods, ReserveError, State, Stock,
 };
@@ -195,7 +195,7 @@ async fn create(tx: &Tx, ids: &Ids, now: Timestamp, by: UserId, new: NewGoods) -
         updated_at: now,
     };
     store::insert(tx, &goods).await?;
-    let (kind, quantity) = (Kind::Opening, new.stock_total);
+    let (kind, quantity) = (StockChange::Opening, new.stock_total);
     let entry = Entry { id: ids.next()?, goods: goods.id, kind, quantity, reason: None, by, at: now };
     ledger::append(tx, entry).await?;
     Ok(goods)
@@ -216,7 +216,7 @@ async fn adjust(tx: &Tx, ids: &Ids, now: Timestamp, change: Adjustment) -> Resul
     let after = Goods { stock, version: made_from + 1, updated_at: now, ..before };
     store::update(tx, &after, made_from).await?;
     let entry: LedgerEntryId = ids.next().map_err(DbFault::from)?;
-    let (kind, kept) = (Kind::Adjustment, Some(reason.clone()));
+    let (kind, kept) = (StockChange::Adjustment, Some(reason.clone()));
     ledger::append(tx, Entry { id: entry, goods: id, kind, quantity: delta, reason: kept, by, at: now })
         .await?;
     Ok(Adjusted { id: entry, goods_id: id, delta, reason, stock, created_at: now })

@@ -269,9 +269,7 @@ async fn f20_confirms_lost(engine: Engine) {
     for _ in 0..4 {
         more(&crowd, 100).await;
         proxy.lose_answers();
-        let before = stage.subscriber.waiting().await;
         more(&crowd, 100).await;
-        eventually(async || stage.subscriber.waiting().await > before).await;
         proxy.cut_and_answer();
     }
     crowd.close();

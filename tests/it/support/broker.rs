@@ -341,11 +341,6 @@ impl Subscriber {
         Self { vhost: self.vhost.at(broker) }
     }
 
-    /// How many messages it has not received yet.
-    pub(crate) async fn waiting(&self) -> u32 {
-        self.vhost.waiting(Self::QUEUE).await
-    }
-
     /// Receives until it knows every event that `database` has committed, and nothing is left. No server runs.
     pub(crate) async fn hear_all(&self, database: &DatabaseConnection) -> Heard {
         let mut missing: HashSet<i64> = committed(database).await.iter().map(|event| event.id.0).collect();

@@ -28,6 +28,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// More than a crowd can take while a fault lasts: it stops when the fault is over.
 const STOCK: usize = 100_000;
 
+const PUBLISHED: &str = "tombola_events_published_total";
+
 /// What the log tells when a test fails.
 const LOGGED: &str = "warn,tombola::messaging=info,tombola::ports=info";
 
@@ -197,8 +199,7 @@ async fn f18_gone_and_back(engine: Engine) {
     more(&crowd, 100).await;
     assert!(stage.rig.unsent().await > 0 && server.is_ready().await);
     broker.ctl(&["start_app"]).await;
-    let published = "tombola_events_published_total";
-    server.counts(published, server.counted(published).await + 100).await;
+    server.counts(PUBLISHED, server.counted(PUBLISHED).await + 100).await;
     broker.signal(Signal::Kill);
     more(&crowd, 100).await;
     assert!(stage.rig.unsent().await > 0 && server.is_ready().await);
@@ -268,7 +269,11 @@ async fn f20_confirms_lost(engine: Engine) {
     let crowd = Crowd::rush(&sale, &[server.address], 8, STOCK);
     for _ in 0..4 {
         more(&crowd, 100).await;
+        // The relay is connected.
+        server.counts(PUBLISHED, server.counted(PUBLISHED).await + 1).await;
+        let lost = proxy.lost_confirms();
         proxy.lose_answers();
+        eventually(async || proxy.lost_confirms() > lost).await;
         more(&crowd, 100).await;
         proxy.cut_and_answer();
     }
@@ -276,9 +281,10 @@ async fn f20_confirms_lost(engine: Engine) {
     let ledger = crowd.finish().await;
     adjusting.end().await;
     let repeats = stage.judge(server, &sale, &ledger).await;
-    assert!(repeats > 0, "no confirm was lost");
+    assert!(repeats > 0, "what was stored and not confirmed was not published again");
 }
 
+/// Whether it still stores what it was told before it fell asleep is up to the broker.
 async fn f20_asleep(engine: Engine) {
     let broker = Broker::of_the_faults();
     let stage = Stage::on(engine, broker).await;
@@ -294,8 +300,7 @@ async fn f20_asleep(engine: Engine) {
     crowd.close();
     let ledger = crowd.finish().await;
     adjusting.end().await;
-    let repeats = stage.judge(server, &sale, &ledger).await;
-    assert!(repeats > 0, "the broker forgot what it was told before it fell asleep");
+    stage.judge(server, &sale, &ledger).await;
 }
 
 /// Without another system: a message that anyone receives is not unroutable.

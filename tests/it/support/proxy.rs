@@ -23,6 +23,9 @@ fn commits(engine: Engine) -> &'static [&'static [u8]] {
     }
 }
 
+/// What a broker's confirm says of itself: class 60, method 80 (AMQP 0-9-1, `basic.ack`).
+const CONFIRM: &[u8] = &[0, 60, 0, 80];
+
 /// How long a commit is held back after its client was cut off: longer than a client takes to look for its outcome.
 const LATE_BY: Duration = Duration::from_millis(500);
 
@@ -42,6 +45,7 @@ struct Rules {
     silent_below: watch::Sender<usize>,
     /// Connections with a lower number never hear an answer again.
     deaf_below: AtomicUsize,
+    lost_confirms: AtomicUsize,
     delay_ms: AtomicUsize,
     /// Commits still to be lost, see [`Proxy::lose_commits`], and how they are recognized.
     commits_to_lose: AtomicUsize,
@@ -62,6 +66,7 @@ impl Proxy {
             accepted: AtomicUsize::new(0),
             silent_below: watch::Sender::new(0),
             deaf_below: AtomicUsize::new(0),
+            lost_confirms: AtomicUsize::new(0),
             delay_ms: AtomicUsize::new(0),
             commits_to_lose: AtomicUsize::new(0),
             commits: watch::Sender::new(&[]),
@@ -97,6 +102,11 @@ impl Proxy {
     /// Loses every answer from now on, while questions still arrive.
     pub(crate) fn lose_answers(&self) {
         self.rules.deaf_below.store(usize::MAX, Ordering::SeqCst);
+    }
+
+    /// How many of the answers that were lost had a broker's confirm in them.
+    pub(crate) fn lost_confirms(&self) -> usize {
+        self.rules.lost_confirms.load(Ordering::SeqCst)
     }
 
     /// Cuts every connection; new ones get answers.
@@ -178,7 +188,7 @@ impl Rules {
             let bytes = &buffer[..read];
             let commits = *self.commits.borrow();
             // What is this short arrives whole.
-            if commits.iter().any(|commit| bytes.windows(commit.len()).any(|window| window == *commit)) {
+            if commits.iter().any(|commit| contains(bytes, commit)) {
                 let one_less = |left: usize| left.checked_sub(1);
                 let left = self.commits_to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
                 match left.map(|left| left % 3) {
@@ -212,6 +222,9 @@ impl Rules {
                 return;
             }
             if number < self.deaf_below.load(Ordering::SeqCst) {
+                if contains(&buffer[..read], CONFIRM) {
+                    self.lost_confirms.fetch_add(1, Ordering::SeqCst);
+                }
                 continue;
             }
             let delay = self.delay_ms.load(Ordering::Relaxed);
@@ -229,4 +242,8 @@ impl Rules {
         let mut silent_below = self.silent_below.subscribe();
         let _ = silent_below.wait_for(|below| number >= *below).await;
     }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }

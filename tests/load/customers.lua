@@ -8,7 +8,8 @@
 -- from refusals. KEYS gives every request an Idempotency-Key of its own. BODY is every
 -- request's body.
 --
--- The last line of the output is a JSON object: times in microseconds, everything else a number of requests.
+-- The last line of the output is a JSON object: times in microseconds, everything else a number of requests. "times" is
+-- the histogram: how many requests took how long.
 
 local count, keys, body = os.getenv("COUNT"), os.getenv("KEYS"), os.getenv("BODY") or ""
 local threads = {}
@@ -63,9 +64,13 @@ function done(summary, latency)
   for status, n in pairs(all) do
     table.insert(counted, string.format('"%d": %d', status, n))
   end
+  local times = {}
+  for i = 1, #latency do
+    table.insert(times, string.format("[%d, %d]", latency(i)))
+  end
   local errors = summary.errors
   print(string.format(
-    '{"requests": %d, "duration": %d, "p50": %d, "p99": %d, "max": %d, "refused": %d, "broken": %d, "statuses": {%s}}',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max, errors.status,
+    '{"requests": %d, "duration": %d, "times": [%s], "refused": %d, "broken": %d, "statuses": {%s}}',
+    summary.requests, summary.duration, table.concat(times, ", "), errors.status,
     errors.connect + errors.read + errors.write + errors.timeout, table.concat(counted, ", ")))
 end

@@ -5,6 +5,7 @@ request when the last one is answered, so times do not include waiting that an o
 """
 
 import argparse
+import collections
 import contextlib
 import datetime
 import json
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 HERE = pathlib.Path(__file__).parent
 BINARY = HERE.parent.parent / "target/release/tombola"
 WARM_UP_SECONDS = 2
+# Lines that are compared take turns, because a shared machine is faster at one time than at another.
+TURNS = 5
 LARGE_STOCK = 100_000_000
 AWAY_STOCK = 2_000_000
 SMALL_STOCK = 10_000
@@ -116,17 +119,16 @@ def measure_server(database, options, rows, notes):
     with Server(database.url, directory) as server:
         server.run("token", "--count", str(options.customers), "--out", str(tokens))
         for connections in options.connections:
-            livez = load(server, "GET", "/livez", tokens, connections, options.seconds)
-            rows.append(Row(database.name, "/livez", connections, livez.rate, livez.p50_ms, livez.p99_ms, 1.0))
-            for what, keys in (("takes", False), ("takes with Idempotency-Key", True)):
-                row, check = measure_takes(server, database, what, keys, tokens, connections, options.seconds)
+            lines = [Takes(server, f"{database.name}: takes", tokens, connections),
+                     Takes(server, f"{database.name}: takes with Idempotency-Key", tokens, connections, keys=True),
+                     SoldOut(server, f"{database.name}: sold out", tokens, connections)]
+            livez = Line(server, "/livez", "GET", "/livez", tokens, connections)
+            take_turns([livez, *lines], options.seconds)
+            rows.append(livez.row(database, livez))
+            for line in lines:
+                row = line.row(database, livez)
                 rows.append(row)
-                checks.append((row, check))
-            row, check = measure_sold_out(server, database, tokens, connections, options.seconds)
-            rows.append(row)
-            checks.append((row, check))
-            for measured in rows[-3:]:
-                measured.ratio = measured.rate / livez.rate
+                checks.append((row, line.check()))
         for _, check in checks:
             check.remaining = server.remaining(check.activity)
         notes.append(f"{database.name}: ready {server.seconds_to_ready:.2f} s after its start on an empty database, "
@@ -177,10 +179,10 @@ def measure_rabbitmq_takes(options, rows, notes):
     """Takes on PostgreSQL while every take is also an event that the broker confirms."""
     database, connections = Postgres("bench_rabbitmq"), max(options.connections)
     with new_server(database, options, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as (server, tokens):
-        livez = load(server, "GET", "/livez", tokens, connections, options.seconds)
-        row, check = measure_takes(server, database, "takes, events to RabbitMQ", False, tokens, connections,
-                                   options.seconds)
-        row.ratio = row.rate / livez.rate
+        livez = Line(server, "/livez", "GET", "/livez", tokens, connections)
+        takes = Takes(server, "postgres: takes, events to RabbitMQ", tokens, connections)
+        take_turns([livez, takes], options.seconds)
+        row, check = takes.row(database, livez), takes.check()
         rows.append(row)
         check.remaining = server.remaining(check.activity)
         notes.append(f"takes with RabbitMQ: the last event was confirmed {server.drain():.0f} s after the last take; "
@@ -250,35 +252,76 @@ def print_events(lines):
               f"| {line['applied_per_s']:,.0f} |")
 
 
-def measure_takes(server, database, what, keys, tokens, connections, seconds):
+class Line:
+    """One line of the table: the same request again and again, by one customer after the other."""
+
+    def __init__(self, server, what, method, path, tokens, connections, keys=False):
+        self.server, self.what, self.method, self.path = server, what.split(": ")[-1], method, path
+        self.tokens, self.connections, self.keys = tokens, connections, keys
+        self.loads = []
+
+    def load(self, seconds, count=False):
+        return load(self.server, self.method, self.path, self.tokens, self.connections, seconds, keys=self.keys,
+                    count=count)
+
+    def row(self, database, livez):
+        total = Load.sum(self.loads)
+        return Row(database.name, self.what, self.connections, total.rate, total.p50_ms, total.p99_ms,
+                   total.rate / Load.sum(livez.loads).rate)
+
+
+class Takes(Line):
     """An activity with more stock than demand: the rate is that of committed takes."""
-    activity = server.start_activity(f"{what}, {connections}", LARGE_STOCK)
-    path = f"/api/v1/activities/{activity}/takes"
-    warm_up = load(server, "POST", path, tokens, connections, WARM_UP_SECONDS, keys=keys, count=True)
-    progress(f"{database.name}: {what}, {connections} connections; warm-up: {warm_up.statuses}")
-    timed = load(server, "POST", path, tokens, connections, seconds, keys=keys)
-    accepted = timed.requests - timed.refused
-    row = Row(database.name, what, connections, accepted / timed.seconds, timed.p50_ms, timed.p99_ms,
-              refused=timed.refusals())
-    # The load generator hangs up in the middle of its last requests: at most one a connection is sold but not counted.
-    return row, Check(activity, LARGE_STOCK, warm_up.accepted() + accepted, 2 * connections)
+
+    def __init__(self, server, what, tokens, connections, keys=False, **activity):
+        self.activity = server.start_activity(f"{what}, {connections}", LARGE_STOCK, **activity)
+        super().__init__(server, what, "POST", f"/api/v1/activities/{self.activity}/takes", tokens, connections, keys)
+        self.warm_up = self.load(WARM_UP_SECONDS, count=True)
+        progress(f"{what}, {connections} connections; warm-up: {self.warm_up.statuses}")
+
+    def row(self, database, livez):
+        row, total = super().row(database, livez), Load.sum(self.loads)
+        row.rate, row.ratio = (value * total.accepted() / total.requests for value in (row.rate, row.ratio))
+        row.refused = total.refusals()
+        return row
+
+    def check(self):
+        # The load generator hangs up in the middle of its last requests: at most one a connection is sold but not counted.
+        runs = [self.warm_up, *self.loads]
+        counted = sum(run.accepted() for run in runs)
+        return Check(self.activity, LARGE_STOCK, counted, len(runs) * self.connections)
 
 
-def measure_sold_out(server, database, tokens, connections, seconds):
+class SoldOut(Line):
     """An activity whose stock is gone: the rate is that of refusals."""
-    activity = server.start_activity(f"sold out, {connections}", SMALL_STOCK)
-    path = f"/api/v1/activities/{activity}/takes"
-    sold, attempts = 0, 0
-    while server.remaining(activity) > 0 and attempts < 30:
-        warm_up = load(server, "POST", path, tokens, connections, WARM_UP_SECONDS, count=True)
-        progress(f"{database.name}: sold out, {connections} connections; warm-up: {warm_up.statuses}")
-        sold += warm_up.accepted()
-        attempts += 1
-    timed = load(server, "POST", path, tokens, connections, seconds)
-    row = Row(database.name, "sold out", connections, timed.rate, timed.p50_ms, timed.p99_ms, refused=timed.refusals())
-    if timed.refused != timed.requests:
-        row.verdict = f"{timed.requests - timed.refused} accepted after the stock was gone"
-    return row, Check(activity, SMALL_STOCK, sold, attempts * connections, sold_out=True)
+
+    def __init__(self, server, what, tokens, connections):
+        self.activity = server.start_activity(f"{what}, {connections}", SMALL_STOCK)
+        super().__init__(server, what, "POST", f"/api/v1/activities/{self.activity}/takes", tokens, connections)
+        self.sold, self.attempts = 0, 0
+        while server.remaining(self.activity) > 0 and self.attempts < 30:
+            warm_up = self.load(WARM_UP_SECONDS, count=True)
+            progress(f"{what}, {connections} connections; warm-up: {warm_up.statuses}")
+            self.sold += warm_up.accepted()
+            self.attempts += 1
+
+    def row(self, database, livez):
+        row, total = super().row(database, livez), Load.sum(self.loads)
+        row.refused = total.refusals()
+        if total.refused != total.requests:
+            row.verdict = f"{total.accepted()} accepted after the stock was gone"
+        return row
+
+    def check(self):
+        return Check(self.activity, SMALL_STOCK, self.sold, self.attempts * self.connections, sold_out=True)
+
+
+def take_turns(lines, seconds):
+    """Loads each line for so many seconds in all; what follows from one turn is done before the next begins."""
+    for turn in range(TURNS):
+        for line in lines:
+            line.server.settle()
+            line.loads.append(line.load(seconds * (turn + 1) // TURNS - seconds * turn // TURNS))
 
 
 @dataclass
@@ -413,9 +456,18 @@ class Server:
         quiet = 0
         while quiet < 3:
             time.sleep(1)
-            left = self.metric("tombola_outbox_unsent_rows"), self.metric("tombola_embedded_queue_rows")
-            quiet = quiet + 1 if left == (0, 0) else 0
+            quiet = quiet + 1 if self.backlog() == (0, 0) else 0
         return time.monotonic() - started - quiet
+
+    def settle(self):
+        """Waits until what was measured last of the backlog is nothing."""
+        # It is measured once a second.
+        time.sleep(1.1)
+        while self.backlog() != (0, 0):
+            time.sleep(0.1)
+
+    def backlog(self):
+        return self.metric("tombola_outbox_unsent_rows"), self.metric("tombola_embedded_queue_rows")
 
     def memory(self, field):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
@@ -432,8 +484,30 @@ class Load:
         self.statuses = result["statuses"]
         self.seconds = result["duration"] / 1e6
         self.rate = self.requests / self.seconds
-        self.p50_ms = result["p50"] / 1e3
-        self.p99_ms = result["p99"] / 1e3
+        self.times = collections.Counter(dict(result["times"]))
+        self.p50_ms = self.percentile(50)
+        self.p99_ms = self.percentile(99)
+
+    @classmethod
+    def sum(cls, loads):
+        """All of `loads` as one."""
+        times = sum((load.times for load in loads), collections.Counter())
+        return cls({
+            "requests": sum(load.requests for load in loads),
+            "refused": sum(load.refused for load in loads),
+            "broken": sum(load.broken for load in loads),
+            "statuses": {},
+            "duration": sum(load.seconds for load in loads) * 1e6,
+            "times": times.items(),
+        })
+
+    def percentile(self, percent):
+        left = self.times.total() * percent / 100
+        for time_us, requests in sorted(self.times.items()):
+            left -= requests
+            if left <= 0:
+                return time_us / 1e3
+        return 0.0
 
     def accepted(self):
         return self.requests - self.refused

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import time
 
-from measure import (HERE, LARGE_STOCK, WARM_UP_SECONDS, Check, Load, Postgres, Row, Server, check_output, load,
-                     new_server, percentile, progress)
+from measure import (HERE, WARM_UP_SECONDS, Line, Load, Postgres, Row, Server, Takes, check_output, load, new_server,
+                     percentile, progress, take_turns)
 
 SECRET = "the benchmark's sandbox"
 PRICE = 20_000
@@ -27,10 +27,13 @@ def measure_orders(options, rows, notes):
     settings = {"TOMBOLA__PAYMENT__SANDBOX__SECRET": SECRET, "TOMBOLA__ORDER__PAYMENT_TIMEOUT_S": "86400",
                 "TOMBOLA__RATE_LIMIT__PER_USER_PER_S": "0"}
     with new_server(database, options, **settings) as (server, tokens):
-        livez = load(server, "GET", "/livez", tokens, connections, options.seconds)
-        rows.append(Row("postgres", "/livez", connections, livez.rate, livez.p50_ms, livez.p99_ms, 1.0))
-        row, check = measure_purchases(server, tokens, connections, options.seconds)
-        row.ratio = row.rate / livez.rate
+        livez = Line(server, "/livez", "GET", "/livez", tokens, connections)
+        # Each with its order, written in the batch of the take.
+        purchases = Takes(server, "postgres: flash-sale purchases", tokens, connections, kind="flash_sale",
+                          sale_price_minor=PRICE)
+        take_turns([livez, purchases], options.seconds)
+        rows.append(livez.row(database, livez))
+        row, check = purchases.row(database, livez), purchases.check()
         rows.append(row)
         check.remaining = server.remaining(check.activity)
         row.verdict = check.verdict(database, orders_verdict(database, check.activity))
@@ -40,24 +43,12 @@ def measure_orders(options, rows, notes):
         goods = server.call("POST", "/api/v1/admin/goods",
                             {"name": "Mooncakes", "price_minor": PRICE, "stock_total": 2_000_000_000})["id"]
         row = measure_shop_orders(server, database, goods, tokens, connections, options.seconds)
-        row.ratio = row.rate / livez.rate
+        row.ratio = row.rate / Load.sum(livez.loads).rate
         rows.append(row)
         server.drain()
         rows.append(measure_callbacks(server, database, check.activity, tokens.parent, connections))
         notes.append(f"orders: {server.memory('VmRSS')} MiB resident at the end, {server.memory('VmHWM')} MiB at most")
     rows.append(measure_by_hand(database, goods, options))
-
-
-def measure_purchases(server, tokens, connections, seconds):
-    """Takes that are orders, each row in the batch of its take."""
-    activity = server.start_activity("purchases", LARGE_STOCK, kind="flash_sale", sale_price_minor=PRICE)
-    path = f"/api/v1/activities/{activity}/takes"
-    warm_up = load(server, "POST", path, tokens, connections, WARM_UP_SECONDS, count=True)
-    timed = load(server, "POST", path, tokens, connections, seconds)
-    accepted = timed.requests - timed.refused
-    row = Row("postgres", "flash-sale purchases", connections, accepted / timed.seconds, timed.p50_ms, timed.p99_ms,
-              refused=timed.refusals())
-    return row, Check(activity, LARGE_STOCK, warm_up.accepted() + accepted, 2 * connections)
 
 
 def orders_verdict(database, activity):

@@ -31,9 +31,13 @@ function request()
 end
 
 function done(summary, latency)
+  local times = {}
+  for i = 1, #latency do
+    table.insert(times, string.format("[%d, %d]", latency(i)))
+  end
   local errors = summary.errors
   print(string.format(
-    '{"requests": %d, "duration": %d, "p50": %d, "p99": %d, "max": %d, "refused": %d, "broken": %d, "statuses": {}}',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), latency.max, errors.status,
+    '{"requests": %d, "duration": %d, "times": [%s], "refused": %d, "broken": %d, "statuses": {}}',
+    summary.requests, summary.duration, table.concat(times, ", "), errors.status,
     errors.connect + errors.read + errors.write + errors.timeout))
 end

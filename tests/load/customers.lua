@@ -8,9 +8,9 @@
 -- from refusals. KEYS gives every request an Idempotency-Key of its own. BODY is every
 -- request's body.
 --
--- The last line of the output is a JSON object: times in microseconds, everything else a number of requests. "times" is
--- the histogram: how many requests took how long.
+-- The last line of the output is that of report.lua.
 
+local report = dofile(debug.getinfo(1, "S").source:match("^@(.*/)") .. "report.lua")
 local count, keys, body = os.getenv("COUNT"), os.getenv("KEYS"), os.getenv("BODY") or ""
 local threads = {}
 
@@ -60,17 +60,5 @@ function done(summary, latency)
       all[status] = (all[status] or 0) + n
     end
   end
-  local counted = {}
-  for status, n in pairs(all) do
-    table.insert(counted, string.format('"%d": %d', status, n))
-  end
-  local times = {}
-  for i = 1, #latency do
-    table.insert(times, string.format("[%d, %d]", latency(i)))
-  end
-  local errors = summary.errors
-  print(string.format(
-    '{"requests": %d, "duration": %d, "times": [%s], "refused": %d, "broken": %d, "statuses": {%s}}',
-    summary.requests, summary.duration, table.concat(times, ", "), errors.status,
-    errors.connect + errors.read + errors.write + errors.timeout, table.concat(counted, ", ")))
+  report(summary, latency, all)
 end

@@ -119,14 +119,14 @@ def measure_server(database, options, rows, notes):
     with Server(database.url, directory) as server:
         server.run("token", "--count", str(options.customers), "--out", str(tokens))
         for connections in options.connections:
-            lines = [Takes(server, f"{database.name}: takes", tokens, connections),
-                     Takes(server, f"{database.name}: takes with Idempotency-Key", tokens, connections, keys=True),
-                     SoldOut(server, f"{database.name}: sold out", tokens, connections)]
-            livez = Line(server, "/livez", "GET", "/livez", tokens, connections)
+            lines = [Takes(database, server, "takes", tokens, connections),
+                     Takes(database, server, "takes with Idempotency-Key", tokens, connections, keys=True),
+                     SoldOut(database, server, "sold out", tokens, connections)]
+            livez = Livez(database, server, tokens, connections)
             take_turns([livez, *lines], options.seconds)
-            rows.append(livez.row(database, livez))
+            rows.append(livez.row(livez))
             for line in lines:
-                row = line.row(database, livez)
+                row = line.row(livez)
                 rows.append(row)
                 checks.append((row, line.check()))
         for _, check in checks:
@@ -179,10 +179,10 @@ def measure_rabbitmq_takes(options, rows, notes):
     """Takes on PostgreSQL while every take is also an event that the broker confirms."""
     database, connections = Postgres("bench_rabbitmq"), max(options.connections)
     with new_server(database, options, TOMBOLA__BUS=os.environ["TOMBOLA_TEST_RABBITMQ_URL"]) as (server, tokens):
-        livez = Line(server, "/livez", "GET", "/livez", tokens, connections)
-        takes = Takes(server, "postgres: takes, events to RabbitMQ", tokens, connections)
+        livez = Livez(database, server, tokens, connections)
+        takes = Takes(database, server, "takes, events to RabbitMQ", tokens, connections)
         take_turns([livez, takes], options.seconds)
-        row, check = takes.row(database, livez), takes.check()
+        row, check = takes.row(livez), takes.check()
         rows.append(row)
         check.remaining = server.remaining(check.activity)
         notes.append(f"takes with RabbitMQ: the last event was confirmed {server.drain():.0f} s after the last take; "
@@ -255,73 +255,97 @@ def print_events(lines):
 class Line:
     """One line of the table: the same request again and again, by one customer after the other."""
 
-    def __init__(self, server, what, method, path, tokens, connections, keys=False):
-        self.server, self.what, self.method, self.path = server, what.split(": ")[-1], method, path
+    def __init__(self, database, server, what, request, tokens, connections, keys=False):
+        self.database, self.server, self.what, self.request = database, server, what, request
         self.tokens, self.connections, self.keys = tokens, connections, keys
         self.loads = []
 
     def load(self, seconds, count=False):
-        return load(self.server, self.method, self.path, self.tokens, self.connections, seconds, keys=self.keys,
-                    count=count)
+        return load(self.server, *self.request, self.tokens, self.connections, seconds, keys=self.keys, count=count)
 
-    def row(self, database, livez):
-        total = Load.sum(self.loads)
-        return Row(database.name, self.what, self.connections, total.rate, total.p50_ms, total.p99_ms,
-                   total.rate / Load.sum(livez.loads).rate)
+    def warm_up(self):
+        warm_up = self.load(WARM_UP_SECONDS, count=True)
+        progress(f"{self.database.name}: {self.what}, {self.connections} connections; warm-up: {warm_up.statuses}")
+        return warm_up
+
+    def total(self):
+        return Load.sum(self.loads)
+
+    def row(self, livez):
+        total = self.total()
+        rate = self.rate(total)
+        return Row(self.database.name, self.what, self.connections, rate, total.p50_ms, total.p99_ms,
+                   rate / livez.total().rate, self.refused(total), self.verdict(total))
+
+    def rate(self, total):
+        return total.rate
+
+    def refused(self, total):
+        return total.refusals()
+
+    def verdict(self, _total):
+        return ""
+
+
+class Livez(Line):
+    """The bare endpoint."""
+
+    def __init__(self, database, server, tokens, connections):
+        super().__init__(database, server, "/livez", ("GET", "/livez"), tokens, connections)
+
+    def refused(self, _total):
+        return ""
 
 
 class Takes(Line):
     """An activity with more stock than demand: the rate is that of committed takes."""
 
-    def __init__(self, server, what, tokens, connections, keys=False, **activity):
+    def __init__(self, database, server, what, tokens, connections, keys=False, **activity):
         self.activity = server.start_activity(f"{what}, {connections}", LARGE_STOCK, **activity)
-        super().__init__(server, what, "POST", f"/api/v1/activities/{self.activity}/takes", tokens, connections, keys)
-        self.warm_up = self.load(WARM_UP_SECONDS, count=True)
-        progress(f"{what}, {connections} connections; warm-up: {self.warm_up.statuses}")
+        super().__init__(database, server, what, take_of(self.activity), tokens, connections, keys)
+        self.counted = self.warm_up()
 
-    def row(self, database, livez):
-        row, total = super().row(database, livez), Load.sum(self.loads)
-        row.rate, row.ratio = (value * total.accepted() / total.requests for value in (row.rate, row.ratio))
-        row.refused = total.refusals()
-        return row
+    def rate(self, total):
+        return total.accepted() / total.seconds
 
     def check(self):
         # The load generator hangs up in the middle of its last requests: at most one a connection is sold but not counted.
-        runs = [self.warm_up, *self.loads]
-        counted = sum(run.accepted() for run in runs)
-        return Check(self.activity, LARGE_STOCK, counted, len(runs) * self.connections)
+        runs = [self.counted, *self.loads]
+        accepted = sum(run.accepted() for run in runs)
+        return Check(self.activity, LARGE_STOCK, accepted, len(runs) * self.connections)
 
 
 class SoldOut(Line):
     """An activity whose stock is gone: the rate is that of refusals."""
 
-    def __init__(self, server, what, tokens, connections):
+    def __init__(self, database, server, what, tokens, connections):
         self.activity = server.start_activity(f"{what}, {connections}", SMALL_STOCK)
-        super().__init__(server, what, "POST", f"/api/v1/activities/{self.activity}/takes", tokens, connections)
+        super().__init__(database, server, what, take_of(self.activity), tokens, connections)
         self.sold, self.attempts = 0, 0
         while server.remaining(self.activity) > 0 and self.attempts < 30:
-            warm_up = self.load(WARM_UP_SECONDS, count=True)
-            progress(f"{what}, {connections} connections; warm-up: {warm_up.statuses}")
-            self.sold += warm_up.accepted()
+            self.sold += self.warm_up().accepted()
             self.attempts += 1
 
-    def row(self, database, livez):
-        row, total = super().row(database, livez), Load.sum(self.loads)
-        row.refused = total.refusals()
-        if total.refused != total.requests:
-            row.verdict = f"{total.accepted()} accepted after the stock was gone"
-        return row
+    def verdict(self, total):
+        accepted = total.accepted()
+        return f"{accepted} accepted after the stock was gone" if accepted else ""
 
     def check(self):
         return Check(self.activity, SMALL_STOCK, self.sold, self.attempts * self.connections, sold_out=True)
 
 
+def take_of(activity):
+    return "POST", f"/api/v1/activities/{activity}/takes"
+
+
 def take_turns(lines, seconds):
     """Loads each line for so many seconds in all; what follows from one turn is done before the next begins."""
-    for turn in range(TURNS):
+    # The load generator counts in whole seconds.
+    turns = min(TURNS, seconds)
+    for turn in range(turns):
         for line in lines:
-            line.server.settle()
-            line.loads.append(line.load(seconds * (turn + 1) // TURNS - seconds * turn // TURNS))
+            line.server.drain(quiet=1)
+            line.loads.append(line.load(seconds * (turn + 1) // turns - seconds * turn // turns))
 
 
 @dataclass
@@ -450,24 +474,17 @@ class Server:
                     return float(line.split()[1])
         return None
 
-    def drain(self):
-        """Waits until no event is unsent or queued by the embedded bus; answers how long that took, in seconds."""
+    def drain(self, quiet=3):
+        """Waits until no event is unsent or queued by the embedded bus, as measured `quiet` times, once a second; answers
+        how long that took, in seconds."""
+        between_measurements = 1.1
         started = time.monotonic()
-        quiet = 0
-        while quiet < 3:
-            time.sleep(1)
-            quiet = quiet + 1 if self.backlog() == (0, 0) else 0
-        return time.monotonic() - started - quiet
-
-    def settle(self):
-        """Waits until what was measured last of the backlog is nothing."""
-        # It is measured once a second.
-        time.sleep(1.1)
-        while self.backlog() != (0, 0):
-            time.sleep(0.1)
-
-    def backlog(self):
-        return self.metric("tombola_outbox_unsent_rows"), self.metric("tombola_embedded_queue_rows")
+        seen = 0
+        while seen < quiet:
+            time.sleep(between_measurements)
+            left = self.metric("tombola_outbox_unsent_rows"), self.metric("tombola_embedded_queue_rows")
+            seen = seen + 1 if left == (0, 0) else 0
+        return time.monotonic() - started - quiet * between_measurements
 
     def memory(self, field):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 
-from measure import (HERE, WARM_UP_SECONDS, Line, Load, Postgres, Row, Server, Takes, check_output, load, new_server,
+from measure import (HERE, WARM_UP_SECONDS, Livez, Load, Postgres, Row, Server, Takes, check_output, load, new_server,
                      percentile, progress, take_turns)
 
 SECRET = "the benchmark's sandbox"
@@ -27,23 +27,23 @@ def measure_orders(options, rows, notes):
     settings = {"TOMBOLA__PAYMENT__SANDBOX__SECRET": SECRET, "TOMBOLA__ORDER__PAYMENT_TIMEOUT_S": "86400",
                 "TOMBOLA__RATE_LIMIT__PER_USER_PER_S": "0"}
     with new_server(database, options, **settings) as (server, tokens):
-        livez = Line(server, "/livez", "GET", "/livez", tokens, connections)
+        livez = Livez(database, server, tokens, connections)
         # Each with its order, written in the batch of the take.
-        purchases = Takes(server, "postgres: flash-sale purchases", tokens, connections, kind="flash_sale",
+        purchases = Takes(database, server, "flash-sale purchases", tokens, connections, kind="flash_sale",
                           sale_price_minor=PRICE)
         take_turns([livez, purchases], options.seconds)
-        rows.append(livez.row(database, livez))
-        row, check = purchases.row(database, livez), purchases.check()
+        behind = server.drain()
+        rows.append(livez.row(livez))
+        row, check = purchases.row(livez), purchases.check()
         rows.append(row)
         check.remaining = server.remaining(check.activity)
         row.verdict = check.verdict(database, orders_verdict(database, check.activity))
-        behind = server.drain()
         [told] = database.query("SELECT count(*) FROM notification")
         notes.append(f"orders: the {told:,} customers of the flash sale were all told {behind:.0f} s after the last purchase")
         goods = server.call("POST", "/api/v1/admin/goods",
                             {"name": "Mooncakes", "price_minor": PRICE, "stock_total": 2_000_000_000})["id"]
         row = measure_shop_orders(server, database, goods, tokens, connections, options.seconds)
-        row.ratio = row.rate / Load.sum(livez.loads).rate
+        row.ratio = row.rate / livez.total().rate
         rows.append(row)
         server.drain()
         rows.append(measure_callbacks(server, database, check.activity, tokens.parent, connections))

@@ -3,8 +3,9 @@
 --   wrk … -s replay.lua URL -- FILE THREADS
 --
 -- FILE has one request per line, with `\n` written as the two characters of an escape; each thread has lines of its own.
--- The last line of the output is a JSON object, as that of customers.lua.
+-- The last line of the output is that of report.lua.
 
+local report = dofile(debug.getinfo(1, "S").source:match("^@(.*/)") .. "report.lua")
 local threads = {}
 
 function setup(thread)
@@ -31,13 +32,5 @@ function request()
 end
 
 function done(summary, latency)
-  local times = {}
-  for i = 1, #latency do
-    table.insert(times, string.format("[%d, %d]", latency(i)))
-  end
-  local errors = summary.errors
-  print(string.format(
-    '{"requests": %d, "duration": %d, "times": [%s], "refused": %d, "broken": %d, "statuses": {}}',
-    summary.requests, summary.duration, table.concat(times, ", "), errors.status,
-    errors.connect + errors.read + errors.write + errors.timeout))
+  report(summary, latency, {})
 end

@@ -169,6 +169,8 @@ impl DatabaseSettings {
             ("enable_seqscan", "off".to_owned()),
             ("enable_hashjoin", "off".to_owned()),
             ("enable_mergejoin", "off".to_owned()),
+            // What has to read a whole table is dear enough now to be compiled first, for a tenth of a second.
+            ("jit", "off".to_owned()),
             ("default_transaction_isolation", "read committed".to_owned()),
             // A ROLLBACK without a transaction, as below, is worth a warning to PostgreSQL, each time.
             ("client_min_messages", "error".to_owned()),
@@ -280,4 +282,25 @@ fn without_credentials(url: &SecretString) -> String {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     rest.split('?').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::{ConnectionTrait, Statement};
+
+    use super::*;
+    use crate::db::testing::{Engine, fresh_on};
+
+    #[tokio::test]
+    async fn postgres_does_not_compile_what_reads_a_whole_table() {
+        let (_place, db) = fresh_on(Engine::Postgres).await;
+        let explain = "EXPLAIN ANALYZE SELECT COUNT(*), MIN(queued_at) FROM queued_events";
+        let explain = Statement::from_string(DbBackend::Postgres, explain);
+        let plan = db
+            .read(|connection| async move { connection.query_all_raw(explain).await.map_err(DbFault::from) })
+            .await
+            .unwrap();
+        let lines: Vec<String> = plan.iter().map(|row| row.try_get_by_index(0).unwrap()).collect();
+        assert!(!lines.iter().any(|line| line.contains("JIT")), "{lines:#?}");
+    }
 }

@@ -27,6 +27,8 @@ pub struct Model {
     pub created_at: i64,
     pub updated_at: i64,
     pub settled_at: Option<i64>,
+    /// When the gateway is asked once more, because it did not know the payment that was to be closed.
+    pub recheck_at: Option<i64>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

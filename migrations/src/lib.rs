@@ -24,6 +24,7 @@ mod m20261121_000013_notification;
 mod m20261121_000014_reconciliation_kept;
 mod m20261121_000015_payment_wish;
 mod m20261121_000016_points_and_stores;
+mod m20261121_000017_recheck_and_trimming;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -49,6 +50,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000014_reconciliation_kept::Migration),
             Box::new(m20261121_000015_payment_wish::Migration),
             Box::new(m20261121_000016_points_and_stores::Migration),
+            Box::new(m20261121_000017_recheck_and_trimming::Migration),
         ]
     }
 }

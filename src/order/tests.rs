@@ -142,6 +142,7 @@ impl Shop {
             created_at: 0,
             updated_at: 0,
             settled_at: Some(0),
+            recheck_at: None,
         };
         let inserting = self.db.transaction::<_, DbFault, _, _>(move |tx| {
             let row = row.clone();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use entities::payment_log;
 use sea_orm::{ActiveValue::Set, EntityTrait};
+use tracing::warn;
 
 use super::events::{PaymentSucceeded, RefundApproved, RefundRequested};
 use super::service::{PaymentError, PaymentService};
@@ -19,6 +20,7 @@ use crate::order::model::Cause;
 use crate::order::store::{self as orders, Policy, Step};
 use crate::ports::clock::{SharedClock, to_micros};
 use crate::ports::event_bus::GroupSpec;
+use crate::ports::payment_gateway::GatewayError;
 
 /// Tells orders of their payments. What an order does not want goes back.
 pub fn orders(ids: Ids, clock: SharedClock, policy: Policy) -> Group {
@@ -106,9 +108,15 @@ impl OutsideHandler for Refunds {
             Some(EventType::RefundRequested) => event.payload::<RefundRequested>()?.refund_id,
             _ => return Err(event.unexpected().into()),
         };
-        self.0.perform(refund).await.map_err(|error| match error {
-            PaymentError::Db(fault) => HandlerError::Db(fault),
-            error => HandlerError::Failed(error.to_string()),
-        })
+        match self.0.perform(refund).await {
+            Ok(()) => Ok(()),
+            // It stays approved, and the job asks again: a letter about it would outlive what it is about.
+            Err(PaymentError::Gateway(GatewayError::Unclear(reason))) => {
+                warn!(refund.id = %refund, reason, "Refund {refund} is tried again");
+                Ok(())
+            }
+            Err(PaymentError::Db(fault)) => Err(HandlerError::Db(fault)),
+            Err(error) => Err(HandlerError::Failed(error.to_string())),
+        }
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::model::{Payment, PaymentState, RefundState};
 use crate::ids::PaymentId;
+use crate::ports::clock::Timestamp;
 use crate::ports::payment_gateway::{Capture, Channel};
 use crate::words::words;
 
@@ -24,8 +25,14 @@ words! {
 #[serde(rename_all = "snake_case")]
 pub enum Said {
     Captured(Capture),
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     Closed,
+    /// The gateway did not know a payment that was to be closed; a code that its customer has may be paid `until` then.
+    Unknown {
+        until: Timestamp,
+    },
 }
 
 /// What a gateway says of one payment, and how we learned it.
@@ -56,6 +63,8 @@ pub enum Contradiction {
     TransactionTaken,
     #[error("there is no such refund of the payment")]
     Refund,
+    #[error("the refund was refused here, and the money went back")]
+    RefusedRefund,
 }
 
 /// Whether `report` can be true of `payment`, if its transaction belongs to `owner` so far.
@@ -85,8 +94,17 @@ pub fn decide(state: PaymentState, said: &Said) -> Option<PaymentState> {
     match (state, said) {
         (Pending | Failed | Closed, Said::Captured(_)) => Some(Succeeded),
         (Pending, Said::Failed { .. }) => Some(Failed),
-        (Pending, Said::Closed) => Some(Closed),
-        (Succeeded, _) | (Failed | Closed, Said::Failed { .. } | Said::Closed) => None,
+        (Pending, Said::Closed | Said::Unknown { .. }) => Some(Closed),
+        (Succeeded, _) | (Failed | Closed, Said::Failed { .. } | Said::Closed | Said::Unknown { .. }) => None,
+    }
+}
+
+/// When the gateway of a payment that ended here is asked about it once more, after it said `said`: a capture whose notices
+/// are lost would otherwise never go back (R22).
+pub fn recheck_at(said: &Said, now: Timestamp) -> Option<Timestamp> {
+    match said {
+        Said::Unknown { until } if *until > now => Some(*until),
+        Said::Unknown { .. } | Said::Captured(_) | Said::Failed { .. } | Said::Closed => None,
     }
 }
 
@@ -133,6 +151,7 @@ mod tests {
             failure: None,
             created_at: DateTime::UNIX_EPOCH,
             settled_at: None,
+            recheck_at: None,
         }
     }
 
@@ -151,23 +170,34 @@ mod tests {
         Report { payment, channel, said, source: Source::Query, body: String::new(), headers: None }
     }
 
-    /// Every state, and what each report makes of it: a capture, a failure, a close.
+    /// Every state, and what each report makes of it: a capture, a failure, a close, a close of what is not known.
     #[test]
     fn every_report_in_every_state() {
         use PaymentState::{Closed, Failed, Pending, Succeeded};
         let table = [
-            (Pending, [Some(Succeeded), Some(Failed), Some(Closed)]),
-            (Succeeded, [None, None, None]),
-            (Failed, [Some(Succeeded), None, None]),
-            (Closed, [Some(Succeeded), None, None]),
+            (Pending, [Some(Succeeded), Some(Failed), Some(Closed), Some(Closed)]),
+            (Succeeded, [None, None, None, None]),
+            (Failed, [Some(Succeeded), None, None, None]),
+            (Closed, [Some(Succeeded), None, None, None]),
         ];
         assert_eq!(table.map(|(state, _)| state).as_slice(), PaymentState::ALL);
-        let said = [Said::Captured(capture()), Said::Failed { reason: "x".to_owned() }, Said::Closed];
+        let unknown = Said::Unknown { until: DateTime::UNIX_EPOCH };
+        let said =
+            [Said::Captured(capture()), Said::Failed { reason: "x".to_owned() }, Said::Closed, unknown];
         for (state, expected) in table {
             for (said, expected) in said.iter().zip(expected) {
                 assert_eq!(decide(state, said), expected, "{state} and {said:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_a_gateway_did_not_know_is_asked_about_once_it_can_be_paid_no_more() {
+        let until = DateTime::from_timestamp(100, 0).unwrap();
+        let unknown = Said::Unknown { until };
+        assert_eq!(recheck_at(&unknown, DateTime::UNIX_EPOCH), Some(until));
+        assert_eq!(recheck_at(&unknown, until), None);
+        assert_eq!(recheck_at(&Said::Closed, DateTime::UNIX_EPOCH), None);
     }
 
     #[rstest]

@@ -62,6 +62,8 @@ pub struct Payment {
     pub failure: Option<String>,
     pub created_at: Timestamp,
     pub settled_at: Option<Timestamp>,
+    /// When its gateway is asked once more, although it ended here.
+    pub recheck_at: Option<Timestamp>,
 }
 
 /// How a customer wants to pay through a channel.
@@ -100,6 +102,7 @@ impl TryFrom<payment::Model> for Payment {
             failure: row.failure,
             created_at: from_micros(row.created_at),
             settled_at: row.settled_at.map(from_micros),
+            recheck_at: row.recheck_at.map(from_micros),
         })
     }
 }

@@ -4,7 +4,7 @@ use tracing::error;
 
 use super::machine::{Contradiction, refund_origins};
 use super::model::{Refund, RefundCause, RefundState};
-use super::service::{PaymentError, PaymentService};
+use super::service::{PaymentError, PaymentService, alarm};
 use super::{refund, store};
 use crate::db::{DbFault, Tx, fit};
 use crate::idempotency::{self, Answered, RequestKey};
@@ -137,10 +137,15 @@ impl PaymentService {
             currency: refund.currency,
             reason: refund.reason,
         };
-        let state = match self.gateway(payment.channel)?.refund(&wanted).await {
+        let gateway = self.gateway(payment.channel)?;
+        let state = match gateway.refund(&wanted).await {
             Ok(state) => state,
             Err(GatewayError::Unclear(reason)) => return Err(GatewayError::Unclear(reason).into()),
-            Err(refused) => AtGateway::Failed { reason: refused.to_string() },
+            // What is refused now may have been done before, by a try whose answer was lost.
+            Err(refused) => match gateway.query_refund(wanted.payment_id, id).await? {
+                AtGateway::NotFound => AtGateway::Failed { reason: refused.to_string() },
+                known => known,
+            },
         };
         self.refund_stands(id, state).await
     }
@@ -154,12 +159,17 @@ impl PaymentService {
         state: AtGateway,
     ) -> Result<(), PaymentError> {
         let found = self.0.db.read(move |db| async move { refund::find(&db, id).await }).await?;
-        match found {
+        let contradiction = match found {
             Some(refund) if (refund.payment_id, refund.channel) == (Some(payment), Some(channel)) => {
-                self.refund_stands(id, state).await
+                if (refund.state, &state) != (RefundState::Rejected, &AtGateway::Succeeded) {
+                    return self.refund_stands(id, state).await;
+                }
+                Contradiction::RefusedRefund
             }
-            _ => Err(PaymentError::Contradiction(Contradiction::Refund)),
-        }
+            _ => Contradiction::Refund,
+        };
+        alarm(payment, channel, &contradiction);
+        Err(PaymentError::Contradiction(contradiction))
     }
 
     /// Notes where a refund stands at the gateway.

@@ -6,12 +6,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
 use super::machine::{Contradiction, Report, Said, Source};
 use super::model::{Opened, Payment, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, Wish};
-use super::store::Listing;
+use super::store::{Listing, Unsettled};
 use super::{refund, store};
 use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{Desk, LaneError, Lanes};
@@ -21,7 +22,7 @@ use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, UserId};
 use crate::order::machine::State;
 use crate::order::model::Order;
 use crate::order::store::{self as orders, Policy};
-use crate::ports::clock::SharedClock;
+use crate::ports::clock::{SharedClock, Timestamp};
 use crate::ports::payment_gateway::{
     Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, Gateways, NoticeHeaders,
     NoticeKind, NoticeRefusal, PaymentGateway, PaymentOrder,
@@ -29,6 +30,8 @@ use crate::ports::payment_gateway::{
 
 /// How many requests of the same customer for other ways to pay may come in between.
 const RIVALS: usize = 3;
+/// How long after the end of the time to pay a gateway may take money for what it did not know before: its clock is another.
+const LATE_CAPTURE: TimeDelta = TimeDelta::minutes(5);
 
 /// Why there is no payment, or no refund.
 #[derive(Debug, Error)]
@@ -197,6 +200,7 @@ impl PaymentService {
         let wanted = payment_order(&payment, &order)?;
         let mut view = PaymentView::from(payment);
         view.params = Some(gateway.create(&wanted).await?);
+        self.still_open(view.id).await?;
         info!(payment.id = %view.id, order.id = %order.id, %channel, "Opened payment {} of order {}", view.id, order.id);
         let opened = Opened { payment: view };
         idempotency::once(&self.0.db, &self.0.clock, key, 201, move |_| {
@@ -204,6 +208,20 @@ impl PaymentService {
             async move { Ok(opened) }
         })
         .await
+    }
+
+    /// Refuses a payment that was closed while its gateway prepared it, and closes it there: to the first close it may not
+    /// have been known yet.
+    async fn still_open(&self, id: PaymentId) -> Result<(), PaymentError> {
+        let (payment, order) = self.with_order(id).await?;
+        match payment.state {
+            PaymentState::Pending => return Ok(()),
+            PaymentState::Succeeded => return Err(PaymentError::AlreadyPaid),
+            PaymentState::Failed | PaymentState::Closed => {}
+        }
+        self.close(&payment).await?;
+        awaits_payment(&order)?;
+        Err(PaymentError::Unavailable)
     }
 
     async fn open(
@@ -309,11 +327,7 @@ impl PaymentService {
         };
         match &settled {
             Ok(settled) => info!(payment.id = %payment, "Payment {payment} is {}", settled.state),
-            Err(LaneError::Refused(contradiction)) => {
-                metrics::counter!("tombola_payment_contradictions_total", "channel" => channel.word())
-                    .increment(1);
-                error!(payment.id = %payment, %channel, "The gateway contradicts us about payment {payment}: {contradiction}");
-            }
+            Err(LaneError::Refused(contradiction)) => alarm(payment, channel, contradiction),
             Err(fault) => {
                 warn!(payment.id = %payment, error = %fault, "Payment {payment} is not settled yet");
             }
@@ -372,10 +386,10 @@ impl PaymentService {
     }
 
     /// What becomes of a payment that has been pending for long: its gateway is asked; once its order waits no more, it is
-    /// closed there. `None` if it stays pending.
+    /// closed there. One that ended here is closed there again. `None` if it stays pending.
     pub async fn follow_up(&self, payment: &Payment) -> Result<Option<Payment>, PaymentError> {
-        match self.order(payment.order_id).await?.state {
-            State::AwaitingPayment => self.ask(payment).await,
+        match (payment.state, self.order(payment.order_id).await?.state) {
+            (PaymentState::Pending, State::AwaitingPayment) => self.ask(payment).await,
             _ => self.close(payment).await.map(Some),
         }
     }
@@ -402,6 +416,9 @@ impl PaymentService {
     async fn close(&self, payment: &Payment) -> Result<Payment, PaymentError> {
         let said = match self.gateway(payment.channel)?.close(payment.id).await {
             Ok(Closing::Closed) => Said::Closed,
+            Ok(Closing::Unknown) => {
+                Said::Unknown { until: self.order(payment.order_id).await?.due_at + LATE_CAPTURE }
+            }
             Ok(Closing::AlreadyPaid(capture)) => Said::Captured(capture),
             Ok(Closing::Refunded(capture)) => given_back(&capture),
             Err(unclear) => {
@@ -412,15 +429,20 @@ impl PaymentService {
         self.settle_answer(payment, said, Source::Close).await
     }
 
-    /// Payments that have been pending for long, behind `after`.
-    pub async fn long_pending(
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    /// Payments through `channel` that its gateway has to be asked about, behind `after`.
+    pub async fn unsettled(
         &self,
-        for_longer_than: chrono::TimeDelta,
+        why: Unsettled,
+        channel: Channel,
         after: PaymentId,
         limit: u64,
     ) -> Result<Vec<Payment>, DbFault> {
-        let until = self.0.clock.now() - for_longer_than;
-        self.0.db.read(move |db| async move { store::pending(&db, until, after, limit).await }).await
+        let read = move |db| async move { store::unsettled(&db, why, channel, after, limit).await };
+        self.0.db.read(read).await
     }
 
     /// Lets what was accepted be settled.
@@ -431,9 +453,25 @@ impl PaymentService {
     }
 }
 
+/// Tells those who watch that a gateway and we disagree about money (F40).
+pub(super) fn alarm(payment: PaymentId, channel: Channel, contradiction: &Contradiction) {
+    metrics::counter!("tombola_payment_contradictions_total", "channel" => channel.word()).increment(1);
+    error!(payment.id = %payment, %channel, "The gateway contradicts us about payment {payment}: {contradiction}");
+}
+
 /// The shop gave it back past us, so it pays for nothing.
 fn given_back(capture: &Capture) -> Said {
     Said::Failed { reason: capture.given_back() }
+}
+
+fn awaits_payment(order: &Order) -> Result<(), PaymentError> {
+    match order.state {
+        State::AwaitingPayment => Ok(()),
+        State::Paid | State::Shipped | State::Finished | State::Refunding | State::Refunded => {
+            Err(PaymentError::AlreadyPaid)
+        }
+        state @ (State::Draft | State::Cancelled | State::Invalid) => Err(PaymentError::NotPayable(state)),
+    }
 }
 
 /// Opens a payment of an order that waits for one.
@@ -448,15 +486,7 @@ async fn open(
 ) -> Result<Payment, PaymentError> {
     let order = orders::lock_one(tx, order).await?;
     let order = order.filter(|order| order.is_visible_to(user)).ok_or(PaymentError::NotFound)?;
-    match order.state {
-        State::AwaitingPayment => {}
-        State::Paid | State::Shipped | State::Finished | State::Refunding | State::Refunded => {
-            return Err(PaymentError::AlreadyPaid);
-        }
-        state @ (State::Draft | State::Cancelled | State::Invalid) => {
-            return Err(PaymentError::NotPayable(state));
-        }
-    }
+    awaits_payment(&order)?;
     let now = clock.now();
     if now >= order.due_at {
         return Err(PaymentError::TooLate);
@@ -484,6 +514,7 @@ async fn open(
         failure: None,
         created_at: now,
         settled_at: None,
+        recheck_at: None,
     };
     store::insert(tx, &payment).await?;
     Ok(payment)

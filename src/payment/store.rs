@@ -10,7 +10,7 @@ use sea_orm::{
 };
 
 use super::events::{PaymentFailed, PaymentSucceeded};
-use super::machine::{Contradiction, Report, Said, check, decide};
+use super::machine::{Contradiction, Report, Said, check, decide, recheck_at};
 use super::model::{Payment, PaymentRecord, PaymentState};
 use crate::db::bulk::{self, Column, Rows, Script, statement};
 use crate::db::{DbFault, Tx, fit};
@@ -39,7 +39,7 @@ pub async fn settle(
         };
         let owner = match &report.said {
             Said::Captured(capture) => taken.get(&transaction(report.channel, capture)),
-            Said::Failed { .. } | Said::Closed => None,
+            Said::Failed { .. } | Said::Closed | Said::Unknown { .. } => None,
         };
         if let Err(contradiction) = check(payment, report, owner.copied()) {
             answers.push(Err(contradiction));
@@ -53,7 +53,7 @@ pub async fn settle(
                     events.push(ids.next()?, &succeeded(payment, capture))?;
                 }
                 Said::Failed { reason } => events.push(ids.next()?, &failed(payment, reason, now))?,
-                Said::Closed => {}
+                Said::Closed | Said::Unknown { .. } => {}
             }
             records.push(record(ids.next()?, payment, report, now));
         }
@@ -74,7 +74,13 @@ pub async fn settle(
 
 /// Whether what is said is news; if so `payment` knows it now.
 fn learn(payment: &mut Payment, said: &Said, now: Timestamp) -> bool {
-    let Some(state) = decide(payment.state, said) else { return false };
+    let Some(state) = decide(payment.state, said) else {
+        // The question that was left open when it was closed has its answer.
+        let answered = payment.recheck_at.is_some() && recheck_at(said, now).is_none();
+        payment.recheck_at = payment.recheck_at.filter(|_| !answered);
+        return answered;
+    };
+    payment.recheck_at = recheck_at(said, now);
     payment.failure = None;
     match said {
         Said::Captured(capture) => {
@@ -82,7 +88,7 @@ fn learn(payment: &mut Payment, said: &Said, now: Timestamp) -> bool {
             payment.payer = capture.payer.as_ref().map(|payer| fit(payer, 128));
         }
         Said::Failed { reason } => payment.failure = Some(fit(reason, 256)),
-        Said::Closed => {}
+        Said::Closed | Said::Unknown { .. } => {}
     }
     (payment.state, payment.settled_at) = (state, Some(now));
     true
@@ -156,7 +162,7 @@ fn transaction(channel: Channel, capture: &Capture) -> (String, String) {
 async fn transactions(tx: &Tx, reports: &[Report]) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
     let captured = reports.iter().filter_map(|report| match &report.said {
         Said::Captured(capture) => Some(transaction(report.channel, capture)),
-        Said::Failed { .. } | Said::Closed => None,
+        Said::Failed { .. } | Said::Closed | Said::Unknown { .. } => None,
     });
     let (channels, transactions): (Vec<String>, Vec<String>) = captured.unzip();
     if channels.is_empty() {
@@ -181,19 +187,24 @@ async fn transactions(tx: &Tx, reports: &[Report]) -> Result<HashMap<(String, St
 
 fn update_all(backend: DbBackend, changed: &[&Payment], now: Timestamp, script: &mut Script) {
     const SET: &str = "state = r.to_state, transaction_id = NULLIF(r.gateway_transaction, ''), payer = NULLIF(r.who, ''), \
-        failure = NULLIF(r.why, ''), \
-        version = version + 1, settled_at = ?, updated_at = ?";
+        failure = NULLIF(r.why, ''), recheck_at = NULLIF(r.recheck, 0), \
+        version = version + 1, settled_at = r.settled, updated_at = ?";
     let text = |text: &dyn Fn(&Payment) -> String| {
         Column::Text(changed.iter().map(|payment| text(payment)).collect())
+    };
+    let time = |time: &dyn Fn(&Payment) -> Option<Timestamp>| {
+        Column::Big(changed.iter().map(|payment| time(payment).map_or(0, to_micros)).collect())
     };
     let rows = Rows::new()
         .column("paid", Column::Big(changed.iter().map(|payment| payment.id.0).collect()))
         .column("to_state", text(&|payment| payment.state.word().to_owned()))
         .column("gateway_transaction", text(&|payment| payment.transaction_id.clone().unwrap_or_default()))
         .column("who", text(&|payment| payment.payer.clone().unwrap_or_default()))
-        .column("why", text(&|payment| payment.failure.clone().unwrap_or_default()));
+        .column("why", text(&|payment| payment.failure.clone().unwrap_or_default()))
+        .column("recheck", time(&|payment| payment.recheck_at))
+        .column("settled", time(&|payment| payment.settled_at));
     let template = bulk::update(backend, "payment", SET, "id = r.paid");
-    script.push_rows(template, [to_micros(now).into(), to_micros(now).into()], rows);
+    script.push_rows(template, [to_micros(now).into()], rows);
 }
 
 /// Writes a new payment.
@@ -215,6 +226,7 @@ pub async fn insert(tx: &Tx, payment: &Payment) -> Result<(), DbFault> {
         created_at: Set(to_micros(payment.created_at)),
         updated_at: Set(to_micros(payment.created_at)),
         settled_at: Set(None),
+        recheck_at: Set(None),
     };
     payment::Entity::insert(row).exec_without_returning(tx).await?;
     Ok(())
@@ -372,17 +384,40 @@ pub async fn of_order(connection: &impl ConnectionTrait, order: OrderId) -> Resu
     rows.into_iter().map(Payment::try_from).collect()
 }
 
-/// Payments that have been pending since before `until`, behind `after`.
-pub async fn pending(
+/// Why a gateway has to be asked about a payment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsettled {
+    /// It has been pending since before then.
+    PendingSince(Timestamp),
+    /// It ended here while its gateway did not know it, and that was to be looked at again by then.
+    RecheckBy(Timestamp),
+}
+
+impl Unsettled {
+    fn condition(self) -> Condition {
+        use payment::Column::{CreatedAt, RecheckAt, State};
+        let all = Condition::all();
+        match self {
+            Self::PendingSince(at) => {
+                all.add(State.eq(PaymentState::Pending.word())).add(CreatedAt.lt(to_micros(at)))
+            }
+            Self::RecheckBy(at) => all.add(RecheckAt.lte(to_micros(at))),
+        }
+    }
+}
+
+/// Payments through `channel` that have to be asked about, behind `after`.
+pub async fn unsettled(
     connection: &impl ConnectionTrait,
-    until: Timestamp,
+    why: Unsettled,
+    channel: Channel,
     after: PaymentId,
     limit: u64,
 ) -> Result<Vec<Payment>, DbFault> {
     let rows = payment::Entity::find()
-        .filter(payment::Column::State.eq(PaymentState::Pending.word()))
+        .filter(why.condition())
+        .filter(payment::Column::Channel.eq(channel.word()))
         .filter(payment::Column::Id.gt(after.0))
-        .filter(payment::Column::CreatedAt.lt(to_micros(until)))
         .order_by_asc(payment::Column::Id)
         .limit(limit)
         .all(connection)

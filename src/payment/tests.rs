@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use chrono::{NaiveDate, TimeDelta};
 use sea_orm::ConnectionTrait;
 
-use super::PaymentService;
+use super::model::{Refund, RefundState as Stands};
 use super::reconcile_gateway::GatewayAgainstPayments;
+use super::{PaymentService, refund};
 use crate::db::testing::{self, TestDatabase};
 use crate::db::{Database, DbFault};
 use crate::ids::{Ids, PaymentId, RefundId};
@@ -22,7 +23,7 @@ use crate::ports::payment_gateway::{
 use crate::reconciliation::{Comparison, ComparisonError};
 
 /// WeChat Pay, with the statement that a test gives it. Asked about a payment or a refund, it says that it succeeded if
-/// the number is even.
+/// the number is even. It refuses refunds with numbers below ten.
 #[derive(Debug, Default)]
 struct Fake {
     lines: Mutex<Vec<StatementLine>>,
@@ -74,8 +75,11 @@ impl PaymentGateway for Fake {
         unclear()
     }
 
-    async fn refund(&self, _: &RefundOrder) -> Result<RefundState, GatewayError> {
-        unclear()
+    async fn refund(&self, order: &RefundOrder) -> Result<RefundState, GatewayError> {
+        match order.refund_id.0 {
+            ..10 => Err(GatewayError::Refused { code: "NO_AUTH".to_owned(), message: "no more".to_owned() }),
+            _ => unclear(),
+        }
     }
 
     async fn query_refund(&self, _: PaymentId, refund: RefundId) -> Result<RefundState, GatewayError> {
@@ -188,6 +192,11 @@ impl Books {
     fn returns(&self, payment: i64, refund: Option<i64>, arrived: bool) {
         let refund_id = refund.map(RefundId);
         self.says(payment, Movement::Refunded { refund_id, amount_minor: 100, arrived });
+    }
+
+    async fn state_of_refund(&self, id: i64) -> Refund {
+        let read = move |db| async move { refund::find(&db, RefundId(id)).await };
+        self.db.read(read).await.unwrap().unwrap()
     }
 
     /// Subject and action of each difference.
@@ -325,4 +334,22 @@ async fn money_that_went_back_past_us_is_a_difference() {
     let detail = books.comparison.apply("capture/10").await.unwrap().unwrap();
     assert!(detail.contains("given back"), "{detail}");
     assert_eq!(books.comparison.apply("capture/2").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_repeat_that_is_refused_does_not_undo_what_was_done() {
+    let books = Books::open().await;
+    for (payment, refund) in [(2, 4), (6, 5)] {
+        books.payment(payment, "succeeded").await;
+        books.refund(refund, payment, "approved").await;
+    }
+    books.execute("UPDATE refund SET cause = 'late_payment'".to_owned()).await;
+    for refund in [4, 5] {
+        books.comparison.payments.perform(RefundId(refund)).await.unwrap();
+    }
+    // The gateway knows the one: its answer to an earlier try was lost.
+    assert_eq!(books.state_of_refund(4).await.state, Stands::Succeeded);
+    let refused = books.state_of_refund(5).await;
+    assert_eq!(refused.state, Stands::Failed);
+    assert!(refused.failure.is_some_and(|failure| failure.contains("NO_AUTH")));
 }

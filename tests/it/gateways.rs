@@ -14,6 +14,7 @@ stories!(
     a_customer_who_was_faster_than_the_cancellation_has_paid,
     what_went_back_past_us_pays_for_nothing,
     another_way_to_pay_is_another_payment,
+    a_payment_the_gateway_did_not_know_is_asked_about_once_more,
 );
 
 fn text(value: &Value) -> String {
@@ -170,4 +171,25 @@ async fn another_way_to_pay_is_another_payment(app: &TestApp) {
         .refused(409, "order_already_paid");
     order_of(&alice, &order).becomes("paid").await;
     assert_eq!(states().await[1], (page, "succeeded".to_owned()));
+}
+
+async fn a_payment_the_gateway_did_not_know_is_asked_about_once_more(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await;
+    let payment = open(&alice, &order, "alipay").await;
+    // Alipay knows a payment only once its customer has opened it, so there is nothing to close.
+    let ended = alice.post(&format!("/orders/{order}/cancel"), json!({})).await.is(200);
+    assert_eq!(ended["state"], "cancelled");
+
+    // The code is still good, and no notice of the capture arrives.
+    alipay.pay(&payment, 1234);
+    app.pass(TimeDelta::minutes(36));
+    ask_gateways(app).await;
+    let refunds = async || alice.get(&format!("/orders/{order}/refunds")).await.is(200)["items"].clone();
+    eventually(async || refunds().await[0]["state"] == "succeeded").await;
+    assert_eq!(refunds().await[0]["cause"], "late_payment");
+    assert_eq!(alipay.returned().len(), 1);
+    assert_eq!(state_of(&alice, &order).await, "cancelled");
 }

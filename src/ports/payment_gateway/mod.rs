@@ -113,6 +113,9 @@ pub enum GatewayState {
 pub enum Closing {
     /// The gateway takes no money for it any more; what it takes nevertheless is a late payment.
     Closed,
+    /// The gateway does not know it, so there was nothing to close: nothing was paid, but a code that the customer has may
+    /// still be paid until it expires.
+    Unknown,
     /// The customer was faster.
     AlreadyPaid(Capture),
     /// It was paid, and all or a part of that was given back.
@@ -125,7 +128,8 @@ impl GatewayState {
         match self {
             Self::Succeeded(capture) => Ok(Closing::AlreadyPaid(capture)),
             Self::Refunded(capture) => Ok(Closing::Refunded(capture)),
-            Self::Closed | Self::NotFound => Ok(Closing::Closed),
+            Self::Closed => Ok(Closing::Closed),
+            Self::NotFound => Ok(Closing::Unknown),
             Self::Pending | Self::Failed => Err(GatewayError::Unclear(refusal.to_string())),
         }
     }

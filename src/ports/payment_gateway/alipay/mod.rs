@@ -217,9 +217,11 @@ impl PaymentGateway for Alipay {
             return Ok(RefundState::Succeeded);
         }
         // No money moved just now: this may be a repeat of what was done, or not done yet.
-        match self.query_refund(order.payment_id, order.refund_id).await? {
-            RefundState::NotFound => Ok(RefundState::Processing),
-            state => Ok(state),
+        match self.query_refund(order.payment_id, order.refund_id).await {
+            Ok(RefundState::NotFound) => Ok(RefundState::Processing),
+            Ok(state) => Ok(state),
+            // That the question is refused does not mean that the refund is.
+            Err(refused) => Err(GatewayError::Unclear(refused.to_string())),
         }
     }
 

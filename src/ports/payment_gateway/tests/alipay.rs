@@ -244,7 +244,7 @@ async fn the_state_of_a_payment_is_asked(#[case] answer: Value, #[case] state: R
 
 #[rstest]
 #[case(vec![json!({ "code": "10000", "msg": "Success", "trade_no": NUMBER })], Ok(Closing::Closed))]
-#[case(vec![failed("40004", "ACQ.TRADE_NOT_EXIST")], Ok(Closing::Closed))]
+#[case(vec![failed("40004", "ACQ.TRADE_NOT_EXIST")], Ok(Closing::Unknown))]
 #[case(
     vec![failed("40004", "ACQ.TRADE_STATUS_ERROR"), trade("TRADE_SUCCESS")],
     Ok(Closing::AlreadyPaid(captured("2088101117955611")))

@@ -199,7 +199,8 @@ async fn what_a_gateway_does_not_know_was_not_paid() {
         assert_eq!(gateway.query(PaymentId(1)).await, Ok(GatewayState::NotFound), "{gateway:?}");
         let refund = gateway.query_refund(PaymentId(1), RefundId(2)).await;
         assert_eq!(refund, Ok(RefundState::NotFound), "{gateway:?}");
-        assert_eq!(gateway.close(PaymentId(1)).await, Ok(Closing::Closed), "{gateway:?}");
+        let closed = gateway.close(PaymentId(1)).await;
+        assert!(matches!(closed, Ok(Closing::Closed | Closing::Unknown)), "{gateway:?}: {closed:?}");
     }
 }
 
@@ -211,7 +212,9 @@ async fn a_payment_is_prepared_and_closed_as_often_as_one_likes() {
         let state = gateway.query(PaymentId(1)).await.unwrap();
         assert!(matches!(state, GatewayState::Pending | GatewayState::NotFound), "{gateway:?}: {state:?}");
         for _ in 0..2 {
-            assert_eq!(gateway.close(PaymentId(1)).await, Ok(Closing::Closed), "{gateway:?}");
+            let closed = gateway.close(PaymentId(1)).await;
+            // Alipay knows a payment only once its customer has opened it.
+            assert!(matches!(closed, Ok(Closing::Closed | Closing::Unknown)), "{gateway:?}: {closed:?}");
         }
         let state = gateway.query(PaymentId(1)).await.unwrap();
         assert!(matches!(state, GatewayState::Closed | GatewayState::NotFound), "{gateway:?}: {state:?}");

@@ -311,9 +311,10 @@ impl OrderService {
         let mut open = Vec::new();
         for (order, answer) in orders.into_iter().zip(self.advance(steps).await?) {
             match answer {
-                Ok(Advanced::Changed(_)) => expired.cancelled += 1,
-                Err(StepRefusal::Refused(_, Refusal::PaymentOpen)) => open.push(order),
-                Ok(Advanced::AlreadyDone(_)) | Err(_) => {}
+                Some(Ok(Advanced::Changed(_))) => expired.cancelled += 1,
+                Some(Err(StepRefusal::Refused(_, Refusal::PaymentOpen))) => open.push(order),
+                Some(Ok(Advanced::AlreadyDone(_)) | Err(_)) => {}
+                None => expired.unclear += 1,
             }
         }
         Ok(open)
@@ -323,7 +324,7 @@ impl OrderService {
     async fn close(&self, open: Vec<OrderId>, expired: &mut Expired) -> Result<(), DbFault> {
         let closing =
             stream::iter(open).map(|order| async move { (order, self.0.payments.close_open(order).await) });
-        let mut steps = Vec::new();
+        let (mut steps, mut unclear) = (Vec::new(), None);
         for (order, closed) in closing.buffer_unordered(AT_ONCE).collect::<Vec<_>>().await {
             match closed {
                 Ok(OpenPayments::Closed) => steps.push(expiry(order)),
@@ -332,23 +333,54 @@ impl OrderService {
                 }
                 Err(error) => {
                     expired.unclear += 1;
-                    warn!(order.id = %order, %error, "Order {order} is overdue, and a payment of it is unclear");
+                    unclear = Some((order, error));
                 }
             }
         }
-        for answer in self.advance(steps).await?.into_iter().flatten() {
-            match answer.into_order().state {
-                State::Cancelled | State::Invalid => expired.cancelled += 1,
-                _ => expired.paid += 1,
+        if let Some((order, error)) = unclear {
+            warn!(order.id = %order, %error, "Order {order}, for one, is overdue, and a payment of it is unclear");
+        }
+        for answer in self.advance(steps).await? {
+            match answer.map(|answer| answer.map(|advanced| advanced.into_order().state)) {
+                Some(Ok(State::Cancelled | State::Invalid)) => expired.cancelled += 1,
+                Some(Ok(_)) => expired.paid += 1,
+                Some(Err(_)) => {}
+                None => expired.unclear += 1,
             }
         }
         Ok(())
     }
 
-    async fn advance(&self, steps: Vec<Step>) -> Result<Vec<Result<Advanced, StepRefusal>>, DbFault> {
+    /// Takes `steps` together; if the database is there and that fails nevertheless, one by one, so that an order that
+    /// cannot be changed now keeps no other from its end. `None` for a step that failed alone as well.
+    async fn advance(&self, steps: Vec<Step>) -> Result<Vec<Option<Result<Advanced, StepRefusal>>>, DbFault> {
         if steps.is_empty() {
             return Ok(Vec::new());
         }
+        match self.advance_together(steps.clone()).await {
+            Ok(answers) => return Ok(answers.into_iter().map(Some).collect()),
+            Err(fault) if fault.is_outage() => return Err(fault),
+            Err(fault) => warn!(error = %fault, "{} orders are tried one by one", steps.len()),
+        }
+        let mut answers = Vec::with_capacity(steps.len());
+        for step in steps {
+            let order = step.order;
+            match self.advance_together(vec![step]).await {
+                Ok(answer) => answers.extend(answer.into_iter().map(Some)),
+                Err(fault) if fault.is_outage() => return Err(fault),
+                Err(fault) => {
+                    warn!(order.id = %order, error = %fault, "Order {order} is overdue and stays as it is");
+                    answers.push(None);
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    async fn advance_together(
+        &self,
+        steps: Vec<Step>,
+    ) -> Result<Vec<Result<Advanced, StepRefusal>>, DbFault> {
         let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
         let steps = Arc::new(steps);
         self.0

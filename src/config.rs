@@ -30,6 +30,7 @@ use crate::messaging::parking::Retries;
 use crate::money::{Currency, MOST_MINOR};
 use crate::ports::clock::{SharedClock, SystemClock};
 use crate::ports::event_bus::rabbitmq::RabbitMq;
+use crate::ports::wire;
 use crate::stock::engine::MAX_BATCH;
 
 /// The embedded defaults, which explain every key.
@@ -339,8 +340,8 @@ impl Config {
         Retries {
             delays: retry_delays.as_slice().into(),
             sweep_every: *sweep_every,
-            // Whatever a try does, the database's deadline ends it.
-            claim: self.database.deadline * 3,
+            // A try reads, asks another system up to twice, and writes; a deadline ends each.
+            claim: self.database.deadline * 3 + wire::TIMEOUT * 2,
             patience: Duration::from_secs(600),
         }
     }

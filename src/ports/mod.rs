@@ -4,4 +4,4 @@ pub mod clock;
 pub mod event_bus;
 pub mod notifier;
 pub mod payment_gateway;
-mod wire;
+pub(crate) mod wire;

@@ -11,7 +11,7 @@ use thiserror::Error;
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// How long a request may take, answer included.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use reqwest::{Client, Method, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,6 +16,9 @@ use crate::ports::wire::{self, Answer};
 
 /// How old a signature of WeChat Pay may be, as in its own libraries.
 const FRESH: Duration = Duration::from_secs(5 * 60);
+
+/// How long a statement may take, which is as large as the day was good.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 /// What a serial number begins with that names a public key, not a certificate.
 const PUBLIC_KEY: &str = "PUB_KEY_ID_";
@@ -104,10 +107,20 @@ impl Api {
 
     /// Asks for a file, which is not signed: its digest came before, in an answer that was.
     pub(super) async fn download(&self, path: &str) -> Result<Vec<u8>, GatewayError> {
-        Ok(successful(self.send(Method::GET, path, None).await?)?.body)
+        let request = self.request(Method::GET, path, None)?.timeout(DOWNLOAD_TIMEOUT);
+        Ok(successful(wire::send(request, LONGEST_ANSWER).await?)?.body)
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, GatewayError> {
+        Ok(wire::send(self.request(method, path, body)?, LONGEST_ANSWER).await?)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<RequestBuilder, GatewayError> {
         let url = Url::parse(&format!("{}{path}", self.base_url));
         let url = url.map_err(|error| GatewayError::Unfit(format!("no address: {error}")))?;
         let body = body.map(Value::to_string).unwrap_or_default();
@@ -121,7 +134,7 @@ impl Api {
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        Ok(wire::send(request, LONGEST_ANSWER).await?)
+        Ok(request)
     }
 
     fn authorization(&self, method: &Method, url: &Url, body: &str) -> Result<String, CannotSign> {

@@ -1,6 +1,6 @@
 //! Parsed values: whoever holds one need not check it again.
 
-use chrono::{DateTime, Datelike, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::machine::{Event, State};
 use crate::ids::{ActivityId, GoodsId, UserId};
 use crate::money::{Currency, MOST_MINOR};
-use crate::ports::clock::Timestamp;
+use crate::ports::clock::{Timestamp, as_kept};
 use crate::words::words;
 
 words! {
@@ -113,9 +113,9 @@ pub struct Window {
 }
 
 impl Window {
-    /// Rounds both ends down to the microseconds the database keeps.
+    /// Takes both ends as the database keeps them.
     pub fn new(starts_at: Timestamp, ends_at: Timestamp) -> Result<Self, Invalid> {
-        let (starts_at, ends_at) = (starts_at.trunc_subsecs(6), ends_at.trunc_subsecs(6));
+        let (starts_at, ends_at) = (as_kept(starts_at), as_kept(ends_at));
         if starts_at.year() < 1970 {
             Err(Invalid::StartsAt)
         } else if starts_at >= ends_at || ends_at.year() > 9999 {

@@ -1,6 +1,6 @@
 //! What a coupon is good for, and what becomes of it: pure rules.
 
-use chrono::{Datelike, SubsecRound};
+use chrono::Datelike;
 use entities::user_coupon;
 use serde::Serialize;
 use thiserror::Error;
@@ -13,7 +13,7 @@ use crate::idempotency::KeyRefusal;
 use crate::ids::{CouponId, OrderId, UserId};
 use crate::messaging::outbox::{rfc3339, serialize_rfc3339};
 use crate::money::Currency;
-use crate::ports::clock::{Timestamp, from_micros};
+use crate::ports::clock::{Timestamp, as_kept, from_micros};
 
 /// A user's coupon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -213,7 +213,7 @@ impl Validity {
     /// From `from`, or from when it is given, until just before `until`; rounded down to microseconds. `None` if that is
     /// no time, or none that can be kept.
     pub fn new(from: Option<Timestamp>, until: Timestamp) -> Option<Self> {
-        let (from, until) = (from.map(|from| from.trunc_subsecs(6)), until.trunc_subsecs(6));
+        let (from, until) = (from.map(as_kept), as_kept(until));
         let proper = (1970..=9999).contains(&until.year())
             && from.is_none_or(|from| from < until && from.year() >= 1970);
         proper.then_some(Self { from, until })

@@ -63,6 +63,11 @@ impl Clock for ManualClock {
     }
 }
 
+/// `at` as the database keeps it: rounded down to microseconds, a leap second as the second after it.
+pub fn as_kept(at: Timestamp) -> Timestamp {
+    from_micros(to_micros(at))
+}
+
 /// Microseconds since the Unix epoch, as `_at` columns keep them.
 pub fn to_micros(at: Timestamp) -> i64 {
     at.timestamp_micros()

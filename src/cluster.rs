@@ -21,6 +21,7 @@ use tracing::{debug, error, warn};
 
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
 use crate::ids::{Ids, NODE_NUMBERS};
+use crate::messaging::outbox;
 use crate::ports::clock::Clock;
 
 /// How long a number is ours after a renewal.
@@ -85,7 +86,8 @@ impl Cluster {
         let incarnation = i64::from_ne_bytes(rand::random()) & i64::MAX;
         let asked = Instant::now();
         let (node, live) = take_number(db, membership, incarnation).await?;
-        let ids = Ids::new(node, clock, LEASE);
+        let last = db.read(|connection| async move { outbox::last_id(&connection).await }).await?;
+        let ids = Ids::behind(last, node, clock, LEASE);
         ids.extend(asked + LEASE);
         debug!(node, incarnation, "Joined as node {node}");
 

@@ -18,6 +18,10 @@ use crate::ports::clock::Clock;
 
 /// 2026-01-01T00:00:00Z in milliseconds since the Unix epoch: where the ids' time begins.
 const EPOCH_MS: u64 = 1_767_225_600_000;
+/// How far the milliseconds stand to the left in an id: ten bits of node number and twelve of sequence follow.
+const TIME_SHIFT: u32 = 22;
+/// Within how many milliseconds the ids of one transaction are made, at most.
+const MADE_TOGETHER_MS: u64 = 1000;
 
 /// Nodes that can make ids at the same time.
 pub const NODE_NUMBERS: i32 = 1024;
@@ -184,8 +188,14 @@ impl fmt::Debug for Inner {
 impl Ids {
     /// Ids of node number `node`, good until [`Ids::extend`]ed lease ends.
     pub fn new(node: i32, clock: &dyn Clock, lease: Duration) -> Self {
+        Self::behind(None, node, clock, lease)
+    }
+
+    /// As [`Ids::new`], and later than `last`, whatever the clock says: it may have been set back since that was made.
+    pub fn behind(last: Option<i64>, node: i32, clock: &dyn Clock, lease: Duration) -> Self {
+        let time = Monotonic::start(clock, last.map_or(0, |last| time_of(last) + MADE_TOGETHER_MS));
         let ids = Self(Arc::new(Inner {
-            generator: AtomicSnowflakeGenerator::new(u64::from(node.unsigned_abs()), Monotonic::start(clock)),
+            generator: AtomicSnowflakeGenerator::new(u64::from(node.unsigned_abs()), time),
             node,
             started: Instant::now(),
             leased_until_ms: AtomicU64::new(0),
@@ -259,6 +269,11 @@ from_new_id!(
     UserId
 );
 
+/// The milliseconds since [`EPOCH_MS`] in which `id` was made.
+fn time_of(id: i64) -> u64 {
+    u64::try_from(id >> TIME_SHIFT).unwrap_or(0)
+}
+
 /// Milliseconds since [`EPOCH_MS`] that never run backwards within a process, whatever the wall clock does.
 #[derive(Debug)]
 struct Monotonic {
@@ -267,9 +282,10 @@ struct Monotonic {
 }
 
 impl Monotonic {
-    fn start(clock: &dyn Clock) -> Self {
+    fn start(clock: &dyn Clock, at_least_ms: u64) -> Self {
         let now_ms = u64::try_from(clock.now().timestamp_millis()).unwrap_or(0);
-        Self { base_ms: now_ms.saturating_sub(EPOCH_MS), started: Instant::now() }
+        let base_ms = now_ms.saturating_sub(EPOCH_MS).max(at_least_ms);
+        Self { base_ms, started: Instant::now() }
     }
 }
 
@@ -281,8 +297,10 @@ impl TimeSource<u64> for Monotonic {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
-    use crate::ports::clock::SystemClock;
+    use crate::ports::clock::{ManualClock, SystemClock};
 
     #[test]
     fn an_id_is_a_string_in_json_and_nothing_else() {
@@ -291,6 +309,19 @@ mod tests {
         for bad in ["42", r#""""#, r#""-1""#, r#""+1""#, r#"" 1""#, r#""9223372036854775808""#, r#""1e3""#] {
             assert!(serde_json::from_str::<TakeId>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_go_on_behind_the_last_one_though_the_clock_was_set_back() {
+        let clock = ManualClock::new("2026-06-01T12:00:00Z".parse().unwrap());
+        let lease = Duration::from_secs(60);
+        let last: TakeId = Ids::new(0, &clock, lease).next().unwrap();
+        clock.advance(TimeDelta::minutes(-10));
+        let next: TakeId = Ids::behind(Some(last.0), 0, &clock, lease).next().unwrap();
+        assert!(next > last, "{next} after {last}");
+        clock.advance(TimeDelta::minutes(20));
+        let ahead: TakeId = Ids::behind(Some(last.0), 0, &clock, lease).next().unwrap();
+        assert!(time_of(ahead.0) - time_of(last.0) >= 600_000);
     }
 
     #[test]

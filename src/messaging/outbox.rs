@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use entities::outbox;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QuerySelect};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -112,6 +114,12 @@ impl Events {
         self.json.push(b']');
         String::from_utf8(self.json).unwrap_or_else(|_| unreachable!("serde_json writes UTF-8"))
     }
+}
+
+/// The last id that an outbox row was given, whichever node gave it.
+pub async fn last_id(connection: &impl ConnectionTrait) -> Result<Option<i64>, DbFault> {
+    let last = outbox::Entity::find().select_only().column_as(outbox::Column::Id.max(), "last").into_tuple();
+    Ok(last.one(connection).await?.flatten())
 }
 
 /// Writes `events` into the open transaction as the outbox row `id`, in the current trace; no events, no row.

@@ -58,6 +58,8 @@ pub struct StockEngine {
     store: StockStore,
     hints: Arc<Hints>,
     view: Option<ActivityView>,
+    /// Whether there was no such activity when it was looked for.
+    unknown: bool,
     window: TokenWindow,
     takers: Takers,
     /// The limit that `takers` was read under.
@@ -171,6 +173,11 @@ impl batching::Engine for StockEngine {
         }
     }
 
+    /// Anybody may ask for any number, and an activity that does not exist has nothing to remember.
+    fn is_needed(&self) -> bool {
+        !self.unknown
+    }
+
     /// Gives this node's blocks back: it stops selling.
     async fn rest(&mut self) {
         let held: Vec<HeldBlock> = std::mem::take(&mut self.window).blocks().collect();
@@ -190,7 +197,7 @@ impl batching::Engine for StockEngine {
 impl StockEngine {
     pub fn new(activity: ActivityId, store: StockStore, hints: Arc<Hints>) -> Self {
         let (window, takers) = (TokenWindow::default(), Takers::default());
-        Self { activity, store, hints, view: None, window, takers, limit: None, seen: 0 }
+        Self { activity, store, hints, view: None, unknown: false, window, takers, limit: None, seen: 0 }
     }
 
     /// One round: answers what needs no token, claims tokens if there are none, commits what gets one.
@@ -204,7 +211,9 @@ impl StockEngine {
         if todo.is_empty() {
             return Ok(Outcome::Committed);
         }
-        let Some(view) = self.view().await? else {
+        let view = self.view().await?;
+        self.unknown = view.is_none();
+        let Some(view) = view else {
             refuse_all(todo, &TakeError::NotFound);
             return Ok(Outcome::Committed);
         };

@@ -12,7 +12,7 @@ use actix::{
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tracing::{error, info};
+use tracing::{debug, error};
 
 use super::intake::{Intake, Work};
 use super::load::Load;
@@ -114,6 +114,9 @@ impl<E: Engine> BatchActor<E> {
                 actor.engine = Some(engine);
                 actor.last_asked = Instant::now();
                 actor.pump(ctx);
+                if actor.engine.as_ref().is_some_and(|engine| !engine.is_needed()) {
+                    actor.leave(ctx);
+                }
             }
             Err(panic) => {
                 // Those of the batch are told that the outcome is unknown, those in the queue that they were not begun.
@@ -136,7 +139,7 @@ impl<E: Engine> BatchActor<E> {
         self.shared.intake.close();
         let resting = self.db.spawn(async move { engine.rest().await });
         ctx.spawn(resting.into_actor(self).map(|_, actor, ctx| {
-            info!(
+            debug!(
                 actor.kind = E::NAME, actor.key = %actor.key,
                 "The {} actor of {} went to rest", E::NAME, actor.key
             );

@@ -46,6 +46,11 @@ pub trait Engine: Send + Sized + 'static {
     /// Answers every one of `asks`; they have waited for each other, and more are waiting.
     fn serve(&mut self, asks: Vec<Ask<Self>>) -> impl Future<Output = ()> + Send;
 
+    /// Whether anything is lost if it goes as soon as nobody waits; one that is not needed costs memory for nothing.
+    fn is_needed(&self) -> bool {
+        true
+    }
+
     /// Gives up what it holds: it is not asked any more.
     fn rest(&mut self) -> impl Future<Output = ()> + Send {
         std::future::ready(())

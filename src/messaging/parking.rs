@@ -189,7 +189,7 @@ impl Consumer {
     /// Tries what is due, again and again, until `stop`.
     pub(super) async fn sweep_until(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
-            if let Err(fault) = self.sweep().await {
+            if let Err(fault) = self.sweep(stop).await {
                 warn!(group = self.name(), error = %fault, "Group {} cannot look for parked events: {fault}", self.name());
             }
             tokio::select! {
@@ -200,19 +200,20 @@ impl Consumer {
         }
     }
 
-    /// Tries each parked event that is due; answers how many there were.
-    pub(super) async fn sweep(&self) -> Result<usize, DbFault> {
+    /// Tries each parked event that is due, until `stop`; answers how many were tried.
+    pub(super) async fn sweep(&self, stop: &CancellationToken) -> Result<usize, DbFault> {
         let mut tried = 0;
-        loop {
+        while !stop.is_cancelled() {
             let due = self.due().await?;
             if due.is_empty() {
-                return Ok(tried);
+                break;
             }
             tried += due.len();
             let trying = stream::iter(due).map(|row| self.try_again(row)).buffer_unordered(ABREAST);
             let outcomes: Vec<Result<(), DbFault>> = trying.collect().await;
             outcomes.into_iter().collect::<Result<(), _>>()?;
         }
+        Ok(tried)
     }
 
     async fn due(&self) -> Result<Vec<parked_event::Model>, DbFault> {

@@ -52,6 +52,8 @@ const LAST_PAGE: Duration = Duration::from_secs(2);
 
 /// How often the backlog is measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// How many times as long as measuring the backlogs took they are left alone.
+const MEASURING_SHARE: u32 = 20;
 
 /// An error's text is cut to fit its column.
 const ERROR_CHARS: usize = 500;
@@ -250,6 +252,7 @@ impl Relay {
     /// last numbers of one that was would stay; for the same reason they are no numbers if the database cannot tell.
     async fn measure_until(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
+            let begun = Instant::now();
             let (rows, age) = numbers(self.unsent_backlog().await);
             metrics::gauge!("tombola_outbox_unsent_rows").set(rows);
             metrics::gauge!("tombola_outbox_oldest_unsent_age_seconds").set(age);
@@ -257,7 +260,9 @@ impl Relay {
             let (rows, age) = numbers(self.queue_backlog().await);
             metrics::gauge!("tombola_embedded_queue_rows").set(rows);
             metrics::gauge!("tombola_embedded_queue_oldest_age_seconds").set(age);
-            stop.run_until_cancelled(tokio::time::sleep(MEASURE_EVERY)).await;
+            // What takes long because it is much is measured the less often.
+            let pause = MEASURE_EVERY.max(begun.elapsed() * MEASURING_SHARE);
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
     }
 

@@ -61,9 +61,9 @@ impl EmbeddedBus {
         Self(Arc::new(Inner { db, holder, queues, reminders: Notify::new() }))
     }
 
-    /// Takes in what is queued for `group` until its queue is empty.
-    async fn drain(&self, group: GroupSpec, sink: &dyn Sink) -> Result<(), String> {
-        loop {
+    /// Takes in what is queued for `group` until its queue is empty, or until `stop`: the rest waits in the database.
+    async fn drain(&self, group: GroupSpec, sink: &dyn Sink, stop: &CancellationToken) -> Result<(), String> {
+        while !stop.is_cancelled() {
             let gathered = self.gather(group).await.map_err(|fault| fault.to_string())?;
             if gathered.rows.is_empty() {
                 return Ok(());
@@ -76,6 +76,7 @@ impl EmbeddedBus {
             }
             self.settle(group, gathered.rows).await.map_err(|fault| fault.to_string())?;
         }
+        Ok(())
     }
 
     /// The oldest events of the queue, as many as are taken in together if there are so many.
@@ -212,7 +213,7 @@ impl EventBus for EmbeddedBus {
         let work = async || {
             let mut pause = POLL;
             while !stop.is_cancelled() {
-                match self.drain(group, sink.as_ref()).await {
+                match self.drain(group, sink.as_ref(), &stop).await {
                     Ok(()) => pause = POLL,
                     Err(cause) => {
                         pause = (pause * 2).min(Duration::from_secs(5));

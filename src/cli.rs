@@ -19,7 +19,7 @@ use secrecy::ExposeSecret;
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{self, App, Ground, Running, StartError, TimeSource};
+use crate::app::{self, App, Ground, Modules, Running, StartError, TimeSource};
 use crate::config::{Config, ConfigError, Loaded, ServerRole, Sources};
 use crate::demo::{self, Pace};
 use crate::idempotency::Answered;
@@ -30,6 +30,7 @@ use crate::ids::DeadLetterId;
 use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
 use crate::messaging::dead_letter::{DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState};
 use crate::messaging::jobs::DEAD_LETTER_REPLAY;
+use crate::ports::payment_gateway::InvalidSetting;
 use crate::reconciliation::{DifferenceState, ReconciliationError, ReconciliationService};
 use crate::telemetry::{Telemetry, TelemetryError};
 
@@ -292,9 +293,7 @@ impl Command {
     fn run(self, file: Option<PathBuf>) -> Result<(), Failure> {
         let sources = Sources { file, ..Sources::from_environment() };
         match self {
-            Self::Serve(args) => {
-                serve(Sources { flags: args.settings(), ..sources }.load()?.config, args.demo)
-            }
+            Self::Serve(args) => serve(&Sources { flags: args.settings(), ..sources }.load()?, args.demo),
             Self::Migrate => {
                 let config = sources.load()?.config;
                 with_telemetry(&config, async { Ok(app::migrate(&config).await?) })
@@ -316,27 +315,15 @@ impl Command {
                     write_tokens(tokens, &args.out).await
                 })
             }
-            Self::Reconcile { apply } => {
-                let config = sources.load()?.config;
-                beside_the_server(&config, async |ground| {
-                    let modules = app::modules_for_command(ground, &config)?;
-                    reconcile(&modules.reconciliation(ground), apply).await
-                })
-            }
-            Self::Job(command) => {
-                let config = sources.load()?.config;
-                beside_the_server(&config, async |ground| {
-                    let modules = app::modules_for_command(ground, &config)?;
-                    command.run(&modules.jobs(ground)).await
-                })
-            }
-            Self::DeadLetter(command) => {
-                let config = sources.load()?.config;
-                beside_the_server(&config, async |ground| {
-                    let modules = app::modules_for_command(ground, &config)?;
-                    command.run(&modules.dead_letters(ground), &modules.jobs(ground)).await
-                })
-            }
+            Self::Reconcile { apply } => with_modules(&sources.load()?, async |ground, modules| {
+                reconcile(&modules.reconciliation(ground), apply).await
+            }),
+            Self::Job(command) => with_modules(&sources.load()?, async |ground, modules| {
+                command.run(&modules.jobs(ground)).await
+            }),
+            Self::DeadLetter(command) => with_modules(&sources.load()?, async |ground, modules| {
+                command.run(&modules.dead_letters(ground), &modules.jobs(ground)).await
+            }),
             Self::Config(command) => command.run(sources),
             Self::Openapi => {
                 let document = crate::http::document().to_pretty_json().map_err(std::io::Error::from)?;
@@ -478,14 +465,16 @@ impl ConfigCommand {
     }
 }
 
-fn serve(config: Config, demo: bool) -> Result<(), Failure> {
+fn serve(loaded: &Loaded, demo: bool) -> Result<(), Failure> {
+    let config = &loaded.config;
     if demo && !config.dev_login() {
         return Err(Failure::DemoWithoutSignIn);
     }
-    with_telemetry(&config, async {
+    with_telemetry(config, async {
         let mut signals = Signals::listen()?;
-        let running = App::start(config.clone(), TimeSource::Database).await?;
-        banner(&config, &running, demo)?;
+        let starting = App::start(config.clone(), TimeSource::Database).await;
+        let running = starting.map_err(|error| located(loaded, error))?;
+        banner(config, &running, demo)?;
         let shoppers = async {
             if demo {
                 demo::run(running.address, running.clock().clone(), Pace::default()).await;
@@ -517,6 +506,25 @@ fn beside_the_server(
         ground.close().await;
         done
     })
+}
+
+/// Runs `work` as [`beside_the_server`], with what the server is made of.
+fn with_modules(
+    loaded: &Loaded,
+    work: impl AsyncFnOnce(&Ground, Modules) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    beside_the_server(&loaded.config, async |ground| {
+        let modules = app::modules_for_command(ground, &loaded.config).await;
+        work(ground, modules.map_err(|error| located(loaded, error))?).await
+    })
+}
+
+/// A setting that is refused only now is told of as if it had been refused at once.
+fn located(loaded: &Loaded, error: StartError) -> Failure {
+    match error {
+        StartError::Setting(InvalidSetting { key, problem }) => loaded.refuse(key, problem).into(),
+        other => other.into(),
+    }
 }
 
 async fn reconcile(service: &ReconciliationService, apply: bool) -> Result<(), Failure> {

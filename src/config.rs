@@ -508,6 +508,11 @@ impl Loaded {
         Ok(settings.collect())
     }
 
+    /// Says what is wrong with the setting `key` that its text alone does not tell.
+    pub fn refuse(&self, key: &str, problem: String) -> ConfigError {
+        invalid(key, &self.origins, problem)
+    }
+
     fn origin(&self, key: &str) -> &str {
         self.origins.get(key).map_or("not set", String::as_str)
     }

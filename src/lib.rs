@@ -28,6 +28,7 @@ pub mod order; // created, paid, cancelled, shipped, refunded
 pub mod payment; // money through gateways
 pub mod ports; // what the outside gives us: time, an event bus, payment gateways
 pub mod reconciliation; // what should agree and does not, each with a proposed action
+pub mod shop; // what it is for good: its currency
 pub mod stock; // who gets which unit, exactly
 pub mod telemetry; // logs, metrics, traces
 pub mod trace; // which trace work belongs to, and so its events

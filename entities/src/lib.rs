@@ -28,6 +28,7 @@ pub mod queued_events;
 pub mod reconciliation;
 pub mod refund;
 pub mod revoked_token;
+pub mod shop;
 pub mod signing_key;
 pub mod stock_adjustment;
 pub mod stock_projection;

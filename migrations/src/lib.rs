@@ -25,6 +25,7 @@ mod m20261121_000014_reconciliation_kept;
 mod m20261121_000015_payment_wish;
 mod m20261121_000016_points_and_stores;
 mod m20261121_000017_recheck_and_trimming;
+mod m20261121_000018_shop;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]
@@ -51,6 +52,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000015_payment_wish::Migration),
             Box::new(m20261121_000016_points_and_stores::Migration),
             Box::new(m20261121_000017_recheck_and_trimming::Migration),
+            Box::new(m20261121_000018_shop::Migration),
         ]
     }
 }

@@ -12,7 +12,10 @@ use crate::cluster::{Cluster, Membership};
 use crate::config::Config;
 use crate::db::{Database, DatabaseClock, DbFault};
 use crate::identity::{IdentityService, TokenStore};
+use crate::money::Currency;
 use crate::ports::clock::{SharedClock, SystemClock};
+use crate::ports::payment_gateway::InvalidSetting;
+use crate::shop;
 
 /// Threads for database work, at least.
 const FEWEST_DATABASE_THREADS: usize = 2;
@@ -48,6 +51,9 @@ impl Ground {
         if config.database.migrate_on_start {
             db.migrate().await.map_err(|fault| unusable(config, fault))?;
         }
+        is_migrated(&db, config).await?;
+        let currency = shop::keep_currency(&db, config.shop.currency).await;
+        is_in(currency.map_err(|fault| unusable(config, fault))?, config)?;
         let membership = if lock.is_some() { Membership::Alone } else { Membership::Shared };
         Self::join(db, runtime, lock, membership, config, time).await
     }
@@ -59,6 +65,7 @@ impl Ground {
         if config.database.migrate_on_start {
             db.migrate().await.map_err(|fault| unusable(config, fault))?;
         }
+        is_migrated(&db, config).await?;
         Self::join(db, runtime, None, Membership::Shared, config, TimeSource::Database).await
     }
 
@@ -70,10 +77,6 @@ impl Ground {
         config: &Config,
         time: TimeSource,
     ) -> Result<Self, StartError> {
-        match db.pending_migrations().await.map_err(|fault| unusable(config, fault))? {
-            0 => {}
-            pending => return Err(StartError::NotMigrated(pending)),
-        }
         let mut timekeeping = JoinSet::new();
         let clock: SharedClock = match time {
             TimeSource::Clock(clock) => clock,
@@ -148,6 +151,26 @@ pub(super) async fn connect(config: &Config, runtime: &Handle) -> Result<Databas
         create_directory(directory)?;
     }
     Database::connect(settings, runtime.clone()).await.map_err(|fault| unusable(config, fault))
+}
+
+async fn is_migrated(db: &Database, config: &Config) -> Result<(), StartError> {
+    match db.pending_migrations().await.map_err(|fault| unusable(config, fault))? {
+        0 => Ok(()),
+        pending => Err(StartError::NotMigrated(pending)),
+    }
+}
+
+/// Refuses the configured currency if the amounts in the database are in another one.
+pub(super) fn is_in(currency: Currency, config: &Config) -> Result<(), InvalidSetting> {
+    if config.shop.currency == currency {
+        return Ok(());
+    }
+    let problem = format!(
+        "the amounts in the database are in {currency}, not in {}, and nothing converts them; set it to {currency}, or \
+         `database.url` to another database",
+        config.shop.currency
+    );
+    Err(InvalidSetting::new("shop.currency", problem))
 }
 
 pub(super) fn unusable(config: &Config, fault: DbFault) -> StartError {

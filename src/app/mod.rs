@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use self::ground::{DatabaseRuntime, connect, unusable};
+use self::ground::{DatabaseRuntime, connect, is_in, unusable};
 pub use self::ground::{Ground, TimeSource};
 pub use self::modules::{Modules, Ports};
 use crate::cluster::{Cluster, ClusterError};
@@ -39,8 +39,8 @@ use crate::ports::event_bus::EventBus;
 use crate::ports::event_bus::embedded::EmbeddedBus;
 use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::ports::payment_gateway::InvalidSetting;
-use crate::stock;
 use crate::telemetry;
+use crate::{shop, stock};
 
 /// The first operator's name.
 const FIRST_OPERATOR: &str = "admin";
@@ -74,7 +74,7 @@ pub enum StartError {
     #[error("`bus`: {0}")]
     Bus(String),
     #[error("`{}`: {}", .0.key, .0.problem)]
-    Gateway(#[from] InvalidSetting),
+    Setting(#[from] InvalidSetting),
     #[error("cannot listen on {address}: {source}; `--address` takes another one")]
     Listen { address: SocketAddr, source: std::io::Error },
 }
@@ -88,8 +88,12 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
     migrated
 }
 
-/// The modules for a command that may run beside the server.
-pub fn modules_for_command(ground: &Ground, config: &Config) -> Result<Modules, StartError> {
+/// The modules for a command that may run beside the server; it has the server's currency.
+pub async fn modules_for_command(ground: &Ground, config: &Config) -> Result<Modules, StartError> {
+    let known = shop::known_currency(&ground.db).await.map_err(|fault| unusable(config, fault))?;
+    if let Some(known) = known {
+        is_in(known, config)?;
+    }
     Ok(Modules::for_command(ground, config, Ports::new(config, &ground.clock)?))
 }
 

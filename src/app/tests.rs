@@ -47,6 +47,23 @@ async fn a_server_starts_on_nothing_stops_and_starts_again() {
 }
 
 #[actix_web::test]
+async fn a_database_keeps_the_currency_it_was_first_used_with() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let directory = tempfile::tempdir().unwrap();
+    let start = async |currency: &str| {
+        let mut config = config(directory.path());
+        config.shop.currency = currency.parse().unwrap();
+        App::start(config, TimeSource::Database).await
+    };
+    start("CNY").await.unwrap().stop().await;
+    let refused = start("JPY").await.unwrap_err();
+    let StartError::Setting(InvalidSetting { key, problem }) = &refused else { panic!("{refused}") };
+    assert_eq!(*key, "shop.currency");
+    assert!(problem.contains("in CNY, not in JPY"), "{problem}");
+    start("CNY").await.unwrap().stop().await;
+}
+
+#[actix_web::test]
 async fn the_demo_sells_out_and_starts_again() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let directory = tempfile::tempdir().unwrap();

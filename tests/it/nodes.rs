@@ -7,10 +7,11 @@ use chrono::TimeDelta;
 use futures_util::future::{join, join_all};
 use reqwest::Method;
 
+use crate::support::process::Launch;
 use crate::support::{Answer, Client, Offer, Take, TestApp, eventually, shared_stories, stories};
 use crate::takes::{crowd, take_all, tokens};
 
-stories!(a_restart_loses_nothing);
+stories!(a_restart_loses_nothing, a_shop_keeps_its_currency);
 
 /// On databases that servers share.
 mod shared {
@@ -277,4 +278,27 @@ async fn a_restart_loses_nothing(app: &TestApp) {
         join(join_all(shoppers.iter().map(|shopper| insist(shopper, &activity))), restarting).await;
     assert_eq!(tokens(&hauls.concat()), (1..=600).collect::<Vec<_>>());
     assert_eq!(app.remaining(&activity).await, 0);
+}
+
+async fn a_shop_keeps_its_currency(app: &TestApp) {
+    let launch = Launch::on(&app.database.url).with("SHOP__CURRENCY", "JPY");
+    let run = async |arguments: &'static [&'static str]| {
+        let launch = launch.clone();
+        let done = tokio::task::spawn_blocking(move || launch.run(arguments)).await.unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let refused: &[&[&str]] = &[&["reconcile"], &["job", "list"], &["dead-letter", "list"]];
+    let server: &[&[&str]] = if app.database.is_shared() { &[&["serve"]] } else { &[] };
+    for arguments in refused.iter().chain(server) {
+        let (code, told) = run(arguments).await;
+        assert_eq!(code, Some(2), "{arguments:?}: {told}");
+        for part in ["`shop.currency` (environment variable TOMBOLA__SHOP__CURRENCY)", "in CNY, not in JPY"] {
+            assert!(told.contains(part), "{arguments:?}: {told}");
+        }
+    }
+    for amounts_do_not_matter in [&["migrate"], &["user", "add", "paula", "--role", "viewer"]] as [&[&str]; 2]
+    {
+        let (code, told) = run(amounts_do_not_matter).await;
+        assert_eq!(code, Some(0), "{told}");
+    }
 }

@@ -1,0 +1,33 @@
+//! What the shop is for good (shop, of one row): the currency of all amounts that have none beside them.
+
+use sea_orm_migration::prelude::*;
+
+use crate::columns::{required_int, required_text, table};
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[derive(DeriveIden)]
+enum Shop {
+    Table,
+    Id,
+    Currency,
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager
+            .create_table(
+                table(manager, Shop::Table)
+                    .col(required_int(Shop::Id).primary_key())
+                    .col(required_text(Shop::Currency, 3))
+                    .take(),
+            )
+            .await
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.drop_table(Table::drop().table(Shop::Table).take()).await
+    }
+}

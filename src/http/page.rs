@@ -90,6 +90,13 @@ impl Page {
         List { items: rows.into_iter().map(show).collect(), next_cursor }
     }
 
+    /// The page of a list that was read whole, because it is short; its ids ascend.
+    pub fn of<Row, T>(&self, all: Vec<Row>, id: impl Fn(&Row) -> i64, show: impl FnMut(Row) -> T) -> List<T> {
+        let behind = all.into_iter().filter(|row| self.after.is_none_or(|after| id(row) > after));
+        let rows = behind.take(self.limit as usize + 1).collect();
+        self.list(rows, id, show)
+    }
+
     fn cursor(&self, last: i64) -> String {
         let mut bytes = [0; 12];
         bytes[..8].copy_from_slice(&last.to_be_bytes());
@@ -256,6 +263,9 @@ mod tests {
         let next = query(&format!("/a?cursor={cursor}&min=1&state=x")).unwrap().page;
         assert_eq!(next.after(), Some(8));
         assert_eq!(next.list(vec![7], |id| *id, |id| id).next_cursor, None);
+
+        let cut = |page: &Page| page.of(vec![5, 7, 8, 9], |id| *id, |id| id).items;
+        assert_eq!((cut(&first), cut(&next)), (vec![5, 7], vec![9]));
 
         for other in ["/b?state=x&min=1", "/a?state=x", "/a?state=y&min=1"] {
             assert!(query(&format!("{other}&cursor={cursor}")).is_err(), "{other}");

@@ -202,14 +202,16 @@ pub(crate) async fn mine(
 }
 
 /// What happened to one of the caller's orders, oldest first.
-#[utoipa::path(tag = "orders", responses((status = 200, description = "The timeline", body = List<TimelineEntry>)))]
+#[utoipa::path(tag = "orders", params(Page),
+    responses((status = 200, description = "A page of the timeline", body = List<TimelineEntry>)))]
 #[get("/orders/{id}/timeline")]
 pub(crate) async fn timeline(
     orders: Data<OrderService>,
     caller: Caller,
     id: PathId<OrderId>,
+    query: ListQuery,
 ) -> ApiResult<Json<List<TimelineEntry>>> {
-    Ok(Json(List::whole(orders.timeline(By::Customer(caller.user), id.0).await?)))
+    page_of_timeline(&orders, By::Customer(caller.user), id.0, query.page).await
 }
 
 /// Why an order is not wanted any more.
@@ -350,14 +352,16 @@ pub(crate) async fn list_all(
 }
 
 /// What happened to an order of anybody, oldest first.
-#[utoipa::path(tag = "orders", responses((status = 200, description = "The timeline", body = List<TimelineEntry>)))]
+#[utoipa::path(tag = "orders", params(Page),
+    responses((status = 200, description = "A page of the timeline", body = List<TimelineEntry>)))]
 #[get("/admin/orders/{id}/timeline")]
 pub(crate) async fn timeline_of_any(
     orders: Data<OrderService>,
     staff: Staff,
     id: PathId<OrderId>,
+    query: ListQuery,
 ) -> ApiResult<Json<List<TimelineEntry>>> {
-    Ok(Json(List::whole(orders.timeline(By::Operator(staff.0.user), id.0).await?)))
+    page_of_timeline(&orders, By::Operator(staff.0.user), id.0, query.page).await
 }
 
 /// Cancels an order of anybody that is not paid.
@@ -407,6 +411,16 @@ pub(crate) async fn finish(
 ) -> ApiResult<HttpResponse> {
     let key = request_key(operator.0.user, &req, &key, body.fingerprint);
     shown(StatusCode::OK, orders.deliver(operator.0.user, id.0, Command::Finish, key).await?)
+}
+
+async fn page_of_timeline(
+    orders: &OrderService,
+    by: By,
+    id: OrderId,
+    page: Page,
+) -> ApiResult<Json<List<TimelineEntry>>> {
+    let entries = orders.timeline(by, id, page.after().unwrap_or_default(), page.rows()).await?;
+    Ok(Json(page.list(entries, |entry| entry.version, |entry| entry)))
 }
 
 async fn list(orders: &OrderService, page: Page, listing: Listing) -> ApiResult<Json<List<OrderView>>> {

@@ -149,10 +149,16 @@ impl OrderService {
         self.0.db.read(move |db| async move { store::page(&db, listing).await }).await
     }
 
-    /// What happened to an order that `by` may see.
-    pub async fn timeline(&self, by: By, id: OrderId) -> Result<Vec<TimelineEntry>, OrderError> {
+    /// What made of an order that `by` may see the versions behind `after`, oldest first.
+    pub async fn timeline(
+        &self,
+        by: By,
+        id: OrderId,
+        after: i64,
+        limit: u64,
+    ) -> Result<Vec<TimelineEntry>, OrderError> {
         let order = self.get(by, id).await?;
-        Ok(self.0.db.read(move |db| async move { store::timeline(&db, &order).await }).await?)
+        Ok(self.0.db.read(move |db| async move { store::timeline(&db, &order, after, limit).await }).await?)
     }
 
     /// Cancels an order that is not paid (ORD-15). Open payments are closed at their gateways first (R22).

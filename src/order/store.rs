@@ -476,11 +476,18 @@ impl Overdue {
     pub const FIRST: Self = Self { due_at: i64::MIN, order: OrderId(0) };
 }
 
-/// What happened to an order, oldest first; its first line is the order itself.
-pub async fn timeline(connection: &DatabaseConnection, order: &Order) -> Result<Vec<TimelineEntry>, DbFault> {
+/// What made the versions of an order behind `after`, oldest first; its first line is the order itself.
+pub async fn timeline(
+    connection: &DatabaseConnection,
+    order: &Order,
+    after: i64,
+    limit: u64,
+) -> Result<Vec<TimelineEntry>, DbFault> {
     let rows = order_event::Entity::find()
         .filter(order_event::Column::OrderId.eq(order.id.0))
+        .filter(order_event::Column::Version.gt(after))
         .order_by_asc(order_event::Column::Version)
+        .limit(limit)
         .all(connection)
         .await?;
     let made = TimelineEntry {
@@ -499,7 +506,8 @@ pub async fn timeline(connection: &DatabaseConnection, order: &Order) -> Result<
             data: serde_json::from_str(&row.data)?,
         })
     });
-    std::iter::once(Ok(made)).chain(later).collect()
+    let first = (after < made.version).then_some(Ok(made));
+    first.into_iter().chain(later).take(usize::try_from(limit).unwrap_or(usize::MAX)).collect()
 }
 
 /// Adds new orders to `script`, as they are.

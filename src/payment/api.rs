@@ -21,7 +21,7 @@ use crate::http::{
     PathName, RawBody, Reason, Staff, Validate, answered, request_key,
 };
 use crate::identity::Caller;
-use crate::ids::{OrderId, PaymentId, RefundId};
+use crate::ids::{OrderId, PaymentId, PaymentRecordId, RefundId};
 use crate::ports::payment_gateway::{Channel, GatewayError, NoticeHeaders, NoticeRefusal, PaymentMode};
 use crate::refusals;
 
@@ -75,26 +75,31 @@ pub(crate) async fn open(
 }
 
 /// The payments of the caller's order, oldest first.
-#[utoipa::path(tag = "payments", responses((status = 200, description = "The payments", body = List<PaymentView>)))]
+#[utoipa::path(tag = "payments", params(Page),
+    responses((status = 200, description = "A page of payments", body = List<PaymentView>)))]
 #[get("/orders/{id}/payments")]
 pub(crate) async fn of_order(
     payments: Data<PaymentService>,
     caller: Caller,
     id: PathId<OrderId>,
+    query: ListQuery,
 ) -> ApiResult<Json<List<PaymentView>>> {
     let found = payments.of_order(caller.user, id.0).await?;
-    Ok(Json(List::whole(found.into_iter().map(PaymentView::from).collect())))
+    Ok(Json(query.page.of(found, |payment| payment.id.0, PaymentView::from)))
 }
 
 /// The refunds of the caller's order, oldest first.
-#[utoipa::path(tag = "payments", responses((status = 200, description = "The refunds", body = List<Refund>)))]
+#[utoipa::path(tag = "payments", params(Page),
+    responses((status = 200, description = "A page of refunds", body = List<Refund>)))]
 #[get("/orders/{id}/refunds")]
 pub(crate) async fn refunds_of_order(
     payments: Data<PaymentService>,
     caller: Caller,
     id: PathId<OrderId>,
+    query: ListQuery,
 ) -> ApiResult<Json<List<Refund>>> {
-    Ok(Json(List::whole(payments.refunds_of(caller.user, id.0).await?)))
+    let found = payments.refunds_of(caller.user, id.0).await?;
+    Ok(Json(query.page.of(found, |refund| refund.id.0, |refund| refund)))
 }
 
 /// What payment gateways tell, in their own formats, signed by their own keys.
@@ -177,15 +182,19 @@ pub(crate) async fn list_all(
 }
 
 /// What its gateway said of a payment, as far as it was news, oldest first.
-#[utoipa::path(tag = "payments",
-    responses((status = 200, description = "The records", body = List<PaymentRecord>)))]
+#[utoipa::path(tag = "payments", params(Page),
+    responses((status = 200, description = "A page of records", body = List<PaymentRecord>)))]
 #[get("/admin/payments/{id}/records")]
 pub(crate) async fn records(
     payments: Data<PaymentService>,
     _: Staff,
     id: PathId<PaymentId>,
+    query: ListQuery,
 ) -> ApiResult<Json<List<PaymentRecord>>> {
-    Ok(Json(List::whole(payments.records(id.0).await?)))
+    let page = query.page;
+    let after = PaymentRecordId(page.after().unwrap_or_default());
+    let found = payments.records(id.0, after, page.rows()).await?;
+    Ok(Json(page.list(found, |record| record.id.0, |record| record)))
 }
 
 /// Which refunds to list.

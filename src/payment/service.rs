@@ -18,7 +18,7 @@ use crate::actors::batching::BatchSettings;
 use crate::actors::lanes::{Desk, LaneError, Lanes};
 use crate::db::{AsDbFault, Database, DbFault, Tx};
 use crate::idempotency::{self, Answered, KeyRefusal, RequestKey};
-use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, UserId};
+use crate::ids::{Ids, NodeNumberLost, OrderId, PaymentId, PaymentRecordId, UserId};
 use crate::order::machine::State;
 use crate::order::model::Order;
 use crate::order::store::{self as orders, Policy};
@@ -256,13 +256,18 @@ impl PaymentService {
         self.0.db.read(move |db| async move { store::page(&db, listing).await }).await
     }
 
-    /// What its gateway said of a payment, oldest first.
-    pub async fn records(&self, payment: PaymentId) -> Result<Vec<PaymentRecord>, PaymentError> {
+    /// What its gateway said of a payment behind `after`, oldest first.
+    pub async fn records(
+        &self,
+        payment: PaymentId,
+        after: PaymentRecordId,
+        limit: u64,
+    ) -> Result<Vec<PaymentRecord>, PaymentError> {
         self.0
             .db
             .read(move |db| async move {
                 store::find(&db, payment).await?.ok_or(PaymentError::NotFound)?;
-                Ok(store::records(&db, payment).await?)
+                Ok(store::records(&db, payment, after, limit).await?)
             })
             .await
     }

@@ -361,13 +361,17 @@ pub async fn page(connection: &impl ConnectionTrait, listing: Listing) -> Result
     rows.into_iter().map(Payment::try_from).collect()
 }
 
-/// What its gateway said of a payment, oldest first.
+/// What its gateway said of a payment behind `after`, oldest first.
 pub async fn records(
     connection: &impl ConnectionTrait,
     payment: PaymentId,
+    after: PaymentRecordId,
+    limit: u64,
 ) -> Result<Vec<PaymentRecord>, DbFault> {
     let rows = payment_record::Entity::find()
         .filter(payment_record::Column::PaymentId.eq(payment.0))
+        .filter(payment_record::Column::Id.gt(after.0))
+        .limit(limit)
         .order_by_asc(payment_record::Column::Id)
         .all(connection)
         .await?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::payments::{order_of, pay};
+use crate::support::payments::{buy, open, order_of, pay};
 use crate::support::{Answer, Client, Offer, START, TestApp, stories};
 
 stories!(
@@ -337,8 +337,21 @@ async fn a_bad_reason_is_refused(app: &TestApp) {
 }
 
 async fn a_bad_query_is_refused(app: &TestApp) {
-    let victor = app.viewer().await;
-    for list in ["/me/takes", "/activities", "/admin/activities"] {
+    let (alice, victor) = (app.customer("alice").await, app.viewer().await);
+    let order = buy(app, &alice).await;
+    let payment = open(&alice, &order, "sandbox").await;
+    let of_order = |list: &str| (&alice, format!("/orders/{order}/{list}"));
+    let of_anybody = |list: String| (&victor, list);
+    for (client, list) in [
+        (&alice, "/me/takes".to_owned()),
+        (&alice, "/activities".to_owned()),
+        of_order("timeline"),
+        of_order("payments"),
+        of_order("refunds"),
+        of_anybody("/admin/activities".to_owned()),
+        of_anybody(format!("/admin/orders/{order}/timeline")),
+        of_anybody(format!("/admin/payments/{payment}/records")),
+    ] {
         for (query, pointer) in [
             ("limit=0", "?limit"),
             ("limit=101", "?limit"),
@@ -354,7 +367,7 @@ async fn a_bad_query_is_refused(app: &TestApp) {
             ("page=2", "?page"),
             ("Limit=1", "?Limit"),
         ] {
-            let answer = victor.get(&format!("{list}?{query}")).await;
+            let answer = client.get(&format!("{list}?{query}")).await;
             is_refused(answer, invalid(pointer), &format!("{list}?{query}"));
         }
     }

@@ -39,6 +39,15 @@ const MOST_LINES: usize = 50;
 /// Units one line may have.
 const MOST_UNITS: i64 = 999;
 
+/// Characters that the members of an address may have.
+const MOST_CONSIGNEE: usize = 64;
+const MOST_PHONE: usize = 32;
+const MOST_ADDRESS_LINE: usize = 256;
+
+/// The largest address, in bytes: JSON may spell each character as two escapes of six, as in `\ud83d\ude00`; the rest is for
+/// the names of the members and what is between them.
+const ADDRESS_LIMIT: usize = 12 * (MOST_CONSIGNEE + MOST_PHONE + MOST_ADDRESS_LINE) + 1024;
+
 /// An order as the customer wants it; the amounts are what the customer was shown.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -109,8 +118,11 @@ impl Validate for Address {
 }
 
 fn validate_address(address: &Address, at: &str, errors: &mut Vec<FieldError>) {
-    let texts =
-        [("consignee", &address.consignee, 64), ("phone", &address.phone, 32), ("line", &address.line, 256)];
+    let texts = [
+        ("consignee", &address.consignee, MOST_CONSIGNEE),
+        ("phone", &address.phone, MOST_PHONE),
+        ("line", &address.line, MOST_ADDRESS_LINE),
+    ];
     for (member, text, most) in texts {
         let chars = text.chars().count();
         if !(1..=most).contains(&chars) || text.trim().is_empty() || text.chars().any(char::is_control) {
@@ -301,7 +313,7 @@ pub(crate) async fn send_to(
     caller: Caller,
     id: PathId<OrderId>,
     key: IdempotencyKey,
-    body: JsonBody<Address>,
+    body: JsonBody<Address, ADDRESS_LIMIT>,
 ) -> ApiResult<HttpResponse> {
     let key = request_key(caller.user, &req, &key, body.fingerprint);
     let order = orders.send_to(By::Customer(caller.user), id.0, &body.value, key).await?;
@@ -318,7 +330,7 @@ pub(crate) async fn send_any_to(
     operator: Operator,
     id: PathId<OrderId>,
     key: IdempotencyKey,
-    body: JsonBody<Address>,
+    body: JsonBody<Address, ADDRESS_LIMIT>,
 ) -> ApiResult<HttpResponse> {
     let by = operator.0.user;
     let key = request_key(by, &req, &key, body.fingerprint);
@@ -503,3 +515,6 @@ impl From<OrderError> for ApiError {
         }
     }
 }
+
+// The OpenAPI document says them in digits.
+const _: () = assert!(MOST_CONSIGNEE == 64 && MOST_PHONE == 32 && MOST_ADDRESS_LINE == 256);

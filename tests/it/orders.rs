@@ -3,12 +3,13 @@
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 
-use crate::support::payments::{SECRET, notice, order_of, pay, raw_notice, signature, signed_notice};
-use crate::support::{Offer, TestApp, eventually, stories};
+use crate::support::payments::{SECRET, buy, notice, order_of, pay, raw_notice, signature, signed_notice};
+use crate::support::{Answer, Offer, TestApp, eventually, stories};
 
 stories!(
     a_flash_sale_is_bought_and_paid,
     a_flash_sale_is_sent_where_its_customer_says,
+    the_largest_address_is_taken_however_it_is_spelt,
     an_unpaid_order_gives_its_token_back,
     a_cancelled_order_gives_its_token_back,
     money_that_comes_too_late_goes_back,
@@ -82,6 +83,23 @@ async fn a_flash_sale_is_sent_where_its_customer_says(app: &TestApp) {
     let types: Vec<&str> =
         timeline["items"].as_array().unwrap().iter().map(|entry| entry["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["created", "address_set", "paid", "address_set", "shipped"]);
+}
+
+async fn the_largest_address_is_taken_however_it_is_spelt(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let path = format!("/orders/{}/address", buy(app, &alice).await);
+    let faces = |count: usize| r"\ud83d\ude00".repeat(count);
+    let address = |line: usize| {
+        let body =
+            format!(r#"{{"consignee":"{}","phone":"{}","line":"{}"}}"#, faces(64), faces(32), faces(line));
+        let request = alice.request(reqwest::Method::PUT, &path).header("content-type", "application/json");
+        Answer::to(request.body(body))
+    };
+    let sent = address(256).await.is(200);
+    assert_eq!(sent["address"]["line"], "😀".repeat(256));
+    let problem = address(257).await.refused(422, "validation_failed");
+    assert_eq!(problem["errors"][0]["pointer"], "/line");
+    address(600).await.refused(413, "body_too_large");
 }
 
 async fn an_unpaid_order_gives_its_token_back(app: &TestApp) {

@@ -5,6 +5,7 @@ use super::model::{CouponError, CouponView, NewCoupon};
 use super::store;
 use crate::db::{Database, DbFault};
 use crate::idempotency::{self, Answered, RequestKey};
+use crate::identity;
 use crate::ids::{CouponId, Ids, UserId};
 use crate::money::Currency;
 use crate::ports::clock::SharedClock;
@@ -70,10 +71,15 @@ impl CouponService {
         state: Option<CouponState>,
         before: Option<CouponId>,
         limit: u64,
-    ) -> Result<Vec<CouponView>, DbFault> {
+    ) -> Result<Vec<CouponView>, CouponError> {
         let currency = self.currency;
-        let page = self.db.read(move |db| async move { store::page(&db, user, state, before, limit).await });
-        Ok(page.await?.into_iter().map(|coupon| coupon.view(currency)).collect())
+        let read = self.db.read(move |db| async move {
+            let page = store::page(&db, user, state, before, limit).await?;
+            let known = !page.is_empty() || identity::exists(&db, user).await?;
+            Ok::<_, DbFault>(known.then_some(page))
+        });
+        let page = read.await?.ok_or(CouponError::UserUnknown)?;
+        Ok(page.into_iter().map(|coupon| coupon.view(currency)).collect())
     }
 
     /// Lets every unused coupon expire whose time is over; tells how many (JOB-3).

@@ -85,7 +85,7 @@ impl WalletService {
         user: UserId,
         before: Option<LedgerEntryId>,
         limit: u64,
-    ) -> Result<Vec<Entry>, DbFault> {
+    ) -> Result<Vec<Entry>, WalletError> {
         let currency = self.currency();
         let read = move |connection: DatabaseConnection| async move {
             let mut query = wallet_entry::Entity::find().filter(wallet_entry::Column::UserId.eq(user.0));
@@ -93,9 +93,12 @@ impl WalletService {
                 query = query.filter(wallet_entry::Column::Id.lt(before.0));
             }
             let rows = query.order_by_desc(wallet_entry::Column::Id).limit(limit).all(&connection).await?;
-            rows.into_iter().map(|row| Entry::new(row, currency)).collect()
+            let known = !rows.is_empty() || identity::exists(&connection, user).await?;
+            let entries: Result<Vec<Entry>, _> =
+                rows.into_iter().map(|row| Entry::new(row, currency)).collect();
+            Ok::<_, DbFault>(known.then_some(entries?))
         };
-        self.db.read(read).await
+        self.db.read(read).await?.ok_or(WalletError::UserUnknown)
     }
 
     /// The changes of a user's points, newest first, older than `before`.
@@ -104,15 +107,17 @@ impl WalletService {
         user: UserId,
         before: Option<LedgerEntryId>,
         limit: u64,
-    ) -> Result<Vec<PointsEntry>, DbFault> {
+    ) -> Result<Vec<PointsEntry>, WalletError> {
         let read = move |connection: DatabaseConnection| async move {
             let mut query = points_entry::Entity::find().filter(points_entry::Column::UserId.eq(user.0));
             if let Some(before) = before {
                 query = query.filter(points_entry::Column::Id.lt(before.0));
             }
             let rows = query.order_by_desc(points_entry::Column::Id).limit(limit).all(&connection).await?;
-            rows.into_iter().map(PointsEntry::try_from).collect()
+            let known = !rows.is_empty() || identity::exists(&connection, user).await?;
+            let entries: Result<Vec<PointsEntry>, _> = rows.into_iter().map(PointsEntry::try_from).collect();
+            Ok::<_, DbFault>(known.then_some(entries?))
         };
-        self.db.read(read).await
+        self.db.read(read).await?.ok_or(WalletError::UserUnknown)
     }
 }

@@ -430,6 +430,11 @@ async fn what_is_not_there_is_not_found(app: &TestApp) {
         operator.adjust(id, 1).await.refused(404, "not_found");
         operator.asks(id, "close").await.refused(404, "not_found");
     }
+    for list in ["wallet-entries", "points-entries", "coupons", "coupons?state=used"] {
+        operator.get(&format!("/admin/users/7/{list}")).await.refused(404, "not_found");
+        let known = operator.get(&format!("/admin/users/{}/{list}", operator.user_id)).await;
+        assert_eq!(known.is(200)["items"], json!([]), "{list}");
+    }
     operator.get("/nothing/here").await.refused(404, "not_found");
     let put = Answer::to(operator.request(Method::PUT, &format!("/activities/{activity}/takes"))).await;
     assert_eq!(put.headers["allow"], "POST");

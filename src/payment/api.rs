@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::machine::Contradiction;
 use super::model::{
-    Opened, PaymentDetail, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, Wish,
+    Opened, PaymentDetail, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, RefundView, Wish,
 };
 use super::service::{NoticeError, PaymentError, PaymentService};
 use super::{refund, store};
@@ -90,16 +90,16 @@ pub(crate) async fn of_order(
 
 /// The refunds of the caller's order, oldest first.
 #[utoipa::path(tag = "payments", params(Page),
-    responses((status = 200, description = "A page of refunds", body = List<Refund>)))]
+    responses((status = 200, description = "A page of refunds", body = List<RefundView>)))]
 #[get("/orders/{id}/refunds")]
 pub(crate) async fn refunds_of_order(
     payments: Data<PaymentService>,
     caller: Caller,
     id: PathId<OrderId>,
     query: ListQuery,
-) -> ApiResult<Json<List<Refund>>> {
+) -> ApiResult<Json<List<RefundView>>> {
     let found = payments.refunds_of(caller.user, id.0).await?;
-    Ok(Json(query.page.of(found, |refund| refund.id.0, |refund| refund)))
+    Ok(Json(query.page.of(found, |refund| refund.id.0, RefundView::from)))
 }
 
 /// What payment gateways tell, in their own formats, signed by their own keys.

@@ -214,7 +214,7 @@ pub struct Opened {
     pub payment: PaymentView,
 }
 
-/// Money on its way back.
+/// Money on its way back, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Refund {
     pub id: RefundId,
@@ -263,5 +263,54 @@ impl TryFrom<refund::Model> for Refund {
             created_at: from_micros(row.created_at),
             updated_at: from_micros(row.updated_at),
         })
+    }
+}
+
+/// Money on its way back, as its customer sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RefundView {
+    pub id: RefundId,
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    /// Null if no gateway took part, or if it was rejected.
+    pub payment_id: Option<PaymentId>,
+    pub channel: Option<Channel>,
+    /// Through the gateway.
+    pub amount_minor: i64,
+    /// To the user's balance.
+    pub balance_minor: i64,
+    pub currency: Currency,
+    pub state: RefundState,
+    pub cause: RefundCause,
+    pub reason: String,
+    /// Why it was rejected. What a gateway says of a refund that failed is for operators.
+    pub failure: Option<String>,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    #[serde(serialize_with = "serialize_rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    pub updated_at: Timestamp,
+}
+
+impl From<Refund> for RefundView {
+    fn from(refund: Refund) -> Self {
+        let rejected = refund.state == RefundState::Rejected;
+        Self {
+            id: refund.id,
+            order_id: refund.order_id,
+            user_id: refund.user_id,
+            payment_id: refund.payment_id,
+            channel: refund.channel,
+            amount_minor: refund.amount_minor,
+            balance_minor: refund.balance_minor,
+            currency: refund.currency,
+            state: refund.state,
+            cause: refund.cause,
+            reason: refund.reason,
+            failure: refund.failure.filter(|_| rejected),
+            created_at: refund.created_at,
+            updated_at: refund.updated_at,
+        }
     }
 }

@@ -302,6 +302,12 @@ async fn a_refund_that_wechat_closed_is_settled_by_hand(app: &TestApp) {
     let envelope = wechat::envelope("REFUND.CLOSED", &closed);
     wechat::signed(envelope, app.clock_seconds(), &KEY).told(app).await;
     eventually(async || purchase.see("/refunds").await["items"][0]["state"] == "failed").await;
+    let as_operators_see_it = async || {
+        let list = format!("/admin/refunds?order_id={}", purchase.order);
+        operator.get(&list).await.is(200)["items"][0].clone()
+    };
+    assert!(as_operators_see_it().await["failure"].is_string());
+    assert_eq!(purchase.see("/refunds").await["items"][0]["failure"], Value::Null);
     operator.post(&settle, json!({})).await.refused(422, "validation_failed");
     for _ in 0..2 {
         let settled = operator.post(&settle, reason.clone()).await.is(200);
@@ -309,6 +315,8 @@ async fn a_refund_that_wechat_closed_is_settled_by_hand(app: &TestApp) {
         assert_eq!((&settled["note"], &settled["failure"]), (&json!("paid out in the branch"), &Value::Null));
     }
     assert_eq!(purchase.becomes("refunded").await["version"], 4);
+    assert_eq!(as_operators_see_it().await["note"], "paid out in the branch");
+    assert_eq!(purchase.see("/refunds").await["items"][0].get("note"), None);
     app.is_quiet().await;
 }
 

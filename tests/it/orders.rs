@@ -298,6 +298,7 @@ async fn an_operator_has_to_agree_where_that_is_configured(app: &TestApp) {
     alice.post(&format!("/orders/{refused}/refunds"), json!({"reason": "still"})).await.is(202);
     let refunds = alice.get(&format!("/orders/{refused}/refunds")).await.is(200)["items"].clone();
     assert_eq!((&refunds[0]["state"], &refunds[1]["state"]), (&json!("rejected"), &json!("requested")));
+    assert_eq!((&refunds[0]["failure"], &refunds[1]["failure"]), (&json!("worn"), &Value::Null));
     let third = refunds[1]["id"].as_str().unwrap();
     operator.post(&format!("/admin/refunds/{third}/approve"), json!({})).await.is(200);
     order_of(&alice, &refused).becomes("refunded").await;

@@ -328,7 +328,10 @@ impl IntoParams for IdempotencyKey {
         let parameter = ParameterBuilder::new()
             .name("Idempotency-Key")
             .parameter_in(ParameterIn::Header)
-            .description(Some("Repeats with the same key and body answer as the first did, for 24 hours."))
+            .description(Some(
+                "A request that succeeded is answered again to a repeat with the same key and body, for 24 hours. What \
+                 was refused or failed is not kept: a repeat tries again.",
+            ))
             .schema(Some(schema.pattern(Some(r"^[!-~]+$"))))
             .build();
         vec![parameter]

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage or configuration. Results go to standard output; an error is one sentence
 //! on standard error that says what to do.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use futures_util::stream::{Stream, TryStreamExt};
 use secrecy::ExposeSecret;
@@ -53,7 +55,7 @@ Settings are explained by `tombola config defaults`.
 
 /// Flash sales, prize draws and coupon give-aways that sell out exactly.
 #[derive(Debug, Parser)]
-#[command(name = "tombola", version, help_template = HELP, args_conflicts_with_subcommands = true)]
+#[command(name = "tombola", version, help_template = HELP)]
 struct Cli {
     /// A file with settings (TOML); the environment and flags win over it.
     #[arg(long, global = true, value_name = "FILE")]
@@ -277,14 +279,36 @@ impl Failure {
 
 /// Does what the process's arguments ask for.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command.unwrap_or(Command::Serve(cli.serve)).run(cli.config) {
+    let (command, file) = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match command.run(file) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever reads our output has seen enough.
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(std::io::stderr(), "tombola: {failure}");
             failure.exit_code()
+        }
+    }
+}
+
+impl Cli {
+    /// The command that `line` asks for, and the file with settings. The flags of `serve` may stand before it, or
+    /// without it, but with no other command.
+    fn read<T>(line: impl IntoIterator<Item = T>) -> Result<(Command, Option<PathBuf>), clap::Error>
+    where
+        T: Into<OsString> + Clone,
+    {
+        let Self { config, serve, command } = Self::try_parse_from(line)?;
+        match (command, serve.first()) {
+            (None, _) => Ok((Command::Serve(serve), config)),
+            (Some(Command::Serve(args)), _) => Ok((Command::Serve(args.or(serve)), config)),
+            (Some(command), None) => Ok((command, config)),
+            (Some(_), Some(flag)) => Err(Self::command().error(
+                ErrorKind::ArgumentConflict,
+                format!(
+                    "'{flag}' is for `tombola serve`; other commands take settings from --config and the environment"
+                ),
+            )),
         }
     }
 }
@@ -342,6 +366,28 @@ impl Command {
 }
 
 impl ServeArgs {
+    /// The first flag that is given.
+    fn first(&self) -> Option<&'static str> {
+        let Self { address, demo, roles, database_url } = self;
+        let flags = [
+            ("--address", address.is_some()),
+            ("--demo", *demo),
+            ("--role", roles.is_some()),
+            ("--database-url", database_url.is_some()),
+        ];
+        flags.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    /// These flags, and of `others` those that are not among them.
+    fn or(self, others: Self) -> Self {
+        Self {
+            address: self.address.or(others.address),
+            demo: self.demo || others.demo,
+            roles: self.roles.or(others.roles),
+            database_url: self.database_url.or(others.database_url),
+        }
+    }
+
     fn settings(&self) -> Vec<(&'static str, &'static str, String)> {
         let address = self.address.map(|address| ("http.address", "flag --address", address.to_string()));
         let database = self.database_url.clone().map(|url| ("database.url", "flag --database-url", url));
@@ -675,5 +721,66 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn read(line: &str) -> Result<(Command, Option<PathBuf>), clap::Error> {
+        Cli::read(line.split(' '))
+    }
+
+    #[test]
+    fn every_example_of_the_help_is_understood() {
+        Cli::command().debug_assert();
+        let lines = HELP.lines().skip_while(|line| *line != "Examples:").skip(1);
+        let examples = lines.take_while(|line| !line.is_empty()).map(|line| line.trim().split("  ").next());
+        let examples: Vec<&str> = examples.map(Option::unwrap).collect();
+        assert!(examples.len() > 4, "{examples:?}");
+        for example in examples {
+            let from = example.find("tombola").unwrap();
+            read(&example[from..]).unwrap_or_else(|error| panic!("{example}: {error}"));
+        }
+    }
+
+    #[rstest]
+    #[case("tombola --config x config show")]
+    #[case("tombola config --config x show")]
+    #[case("tombola config show --config x")]
+    #[case("tombola --config x migrate")]
+    #[case("tombola --config x serve")]
+    #[case("tombola serve --config x")]
+    #[case("tombola --config x")]
+    fn the_file_with_settings_is_named_anywhere(#[case] line: &str) {
+        let (_, file) = read(line).unwrap();
+        assert_eq!(file, Some("x".into()));
+    }
+
+    #[rstest]
+    #[case("tombola --address 127.0.0.1:1 --demo --role jobs")]
+    #[case("tombola --address 127.0.0.1:1 --demo --role jobs serve")]
+    #[case("tombola serve --address 127.0.0.1:1 --demo --role jobs")]
+    #[case("tombola --address 127.0.0.1:2 --demo serve --address 127.0.0.1:1 --role jobs")]
+    fn flags_of_the_server_stand_on_either_side(#[case] line: &str) {
+        let Ok((Command::Serve(args), None)) = read(line) else { panic!("{line}") };
+        assert!(args.demo);
+        assert_eq!(args.address, Some("127.0.0.1:1".parse().unwrap()));
+        assert_eq!(args.roles.as_deref(), Some("jobs"));
+    }
+
+    #[rstest]
+    #[case("tombola --address 127.0.0.1:1 migrate", "--address")]
+    #[case("tombola --demo config show", "--demo")]
+    #[case("tombola --role http job list", "--role")]
+    #[case("tombola --database-url sqlite://x reconcile", "--database-url")]
+    fn flags_of_the_server_are_refused_elsewhere(#[case] line: &str, #[case] flag: &str) {
+        let error = read(line).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let error = error.to_string();
+        assert!(error.contains(&format!("'{flag}' is for `tombola serve`")), "{error}");
     }
 }

@@ -4,6 +4,7 @@
 //! Whatever is wrong is named with its key and the place it was written, because "invalid type" helps nobody at night.
 
 mod payment;
+mod url;
 mod wechat;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
 pub use self::payment::{AlipaySettings, PaymentConfig, PlatformKey, SandboxSettings, WechatSettings};
+use self::url::{optional_url, plain_url, secret_url};
 pub use self::wechat::{MiniProgramConfig, Template};
 use crate::db::{DatabaseSettings, InvalidDatabaseUrl};
 use crate::identity::{SecretTooShort, SigningKeys, SigningSecret};
@@ -158,7 +160,7 @@ pub struct HttpConfig {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatabaseConfig {
-    #[serde(serialize_with = "without_password")]
+    #[serde(serialize_with = "secret_url")]
     pub url: SecretString,
     pub url_file: Option<PathBuf>,
     pub connections: u32,
@@ -274,6 +276,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
+    #[serde(serialize_with = "optional_url")]
     pub otlp_endpoint: Option<String>,
     pub service_name: String,
 }
@@ -283,8 +286,8 @@ pub struct TelemetryConfig {
 pub enum ConfigError {
     #[error("cannot read {}: {source}", file.display())]
     Unreadable { file: PathBuf, source: std::io::Error },
-    #[error("{} is not valid TOML: {source}", file.display())]
-    Syntax { file: PathBuf, source: toml::de::Error },
+    #[error("{} is not valid TOML: {problem} (line {line}, column {column})", file.display())]
+    Syntax { file: PathBuf, problem: String, line: usize, column: usize },
     #[error("there is no setting `{key}` ({origin}); {known}")]
     Unknown { key: String, origin: String, known: String },
     #[error("`{key}` ({origin}): {problem}")]
@@ -543,8 +546,7 @@ impl Layer {
     }
 
     fn toml(file: &Path, text: &str, origin: impl Fn(usize) -> String) -> Result<Self, ConfigError> {
-        let parsed =
-            DeTable::parse(text).map_err(|source| ConfigError::Syntax { file: file.to_owned(), source })?;
+        let parsed = DeTable::parse(text).map_err(|error| syntax(file, text, &error))?;
         let origin = |at: usize| origin(text[..at].lines().count().max(1));
         let mut layer = Self::default();
         layer.add_table("", parsed.get_ref(), &origin);
@@ -611,6 +613,14 @@ impl Layer {
 
 fn read(file: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(file).map_err(|source| ConfigError::Unreadable { file: file.to_owned(), source })
+}
+
+/// The place and what is wrong there; never the line itself, which may hold a secret.
+fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    ConfigError::Syntax { file: file.to_owned(), problem: error.message().replace('\n', ", "), line, column }
 }
 
 fn variable(name: &str, value: &str) -> Value {
@@ -744,7 +754,7 @@ impl Serialize for BusConfig {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Embedded => serializer.serialize_str("embedded"),
-            Self::RabbitMq(url) => without_password(url, serializer),
+            Self::RabbitMq(url) => secret_url(url, serializer),
         }
     }
 }
@@ -869,17 +879,6 @@ where
         0 => serializer.serialize_none(),
         _ => serializer.serialize_str("***"),
     }
-}
-
-/// `postgres://user:***@host/name`.
-fn without_password<S: serde::Serializer>(url: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    let url = url.expose_secret();
-    let masked = url.split_once("://").and_then(|(scheme, rest)| {
-        let (login, place) = rest.rsplit_once('@')?;
-        let (user, _) = login.split_once(':')?;
-        Some(format!("{scheme}://{user}:***@{place}"))
-    });
-    serializer.serialize_str(masked.as_deref().unwrap_or(url))
 }
 
 /// A duration as a whole number of milliseconds.
@@ -1096,11 +1095,13 @@ mod tests {
     #[case("bus = \"embedded\"\nbuss = 1\n", "line 2")]
     #[case("http = 1\n", "line 1")]
     #[case("[shop\n", "not valid TOML")]
+    #[case("[auth]\nsecret = \"unterminatedLEAK\n", "(line 2, column ")]
     fn a_file_is_blamed_with_its_line(#[case] text: &str, #[case] place: &str) {
         let (_directory, file) = file(text);
         let error =
             Sources { file: Some(file.clone()), ..Sources::default() }.load().unwrap_err().to_string();
         assert!(error.contains(place) && error.contains("shop.toml"), "{error}");
+        assert!(!error.contains("LEAK") && !error.contains('\n'), "{error}");
     }
 
     #[test]
@@ -1117,6 +1118,16 @@ mod tests {
         let shown = loaded.show().unwrap() + &format!("{loaded:?}");
         assert!(!shown.contains(secret) && !shown.contains("word@") && !shown.contains("pass@"), "{shown}");
         assert!(shown.contains("postgres://ann:***@db.example/shop"), "{shown}");
+
+        let urls = environment(&[
+            ("TOMBOLA__BUS", "amqp://ann:mqpass@mq/%2f"),
+            ("TOMBOLA__DATABASE__URL", "postgres://ann@db.example/shop?password=dbpass"),
+            ("TOMBOLA__WECHAT__BASE_URL", "http://ann:wepass@127.0.0.1"),
+            ("TOMBOLA__PAYMENT__ALIPAY__BASE_URL", "http://ann:alpass@127.0.0.1"),
+        ]);
+        let shown = urls.load().unwrap().show().unwrap();
+        assert!(!shown.contains("pass@") && !shown.contains("dbpass"), "{shown}");
+        assert!(shown.contains("\"http://ann:***@127.0.0.1\""), "{shown}");
 
         let both = environment(&[("TOMBOLA__AUTH__SECRET_FILE", path), ("TOMBOLA__AUTH__SECRET", secret)]);
         let error = both.load().unwrap_err().to_string();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, list, masked, texts};
+use super::{Config, list, masked, optional_url, plain_url, texts};
 use crate::ports::clock::SharedClock;
 use crate::ports::payment_gateway::alipay::{Alipay, AlipayConfig};
 use crate::ports::payment_gateway::sandbox::{Sandbox, SandboxConfig};
@@ -36,6 +36,7 @@ pub struct SandboxSettings {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct WechatSettings {
+    #[serde(serialize_with = "plain_url")]
     pub base_url: String,
     pub mch_id: Option<String>,
     pub app_id: Option<String>,
@@ -48,12 +49,14 @@ pub struct WechatSettings {
     pub api_v3_key_file: Option<PathBuf>,
     #[serde(deserialize_with = "list", serialize_with = "texts")]
     pub platform_keys: Vec<PlatformKey>,
+    #[serde(serialize_with = "optional_url")]
     pub notify_url: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AlipaySettings {
+    #[serde(serialize_with = "plain_url")]
     pub base_url: String,
     pub app_id: Option<String>,
     pub seller_id: Option<String>,
@@ -62,6 +65,7 @@ pub struct AlipaySettings {
     pub private_key_file: Option<PathBuf>,
     pub public_key: Option<String>,
     pub public_key_file: Option<PathBuf>,
+    #[serde(serialize_with = "optional_url")]
     pub notify_url: Option<String>,
 }
 

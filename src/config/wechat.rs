@@ -9,7 +9,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, list, masked, texts};
+use super::{Config, list, masked, plain_url, texts};
 use crate::notification::events::NotificationKind;
 use crate::ports::notifier::Notifier;
 use crate::ports::notifier::wechat::{Wechat, WechatConfig};
@@ -18,6 +18,7 @@ use crate::ports::payment_gateway::InvalidSetting;
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MiniProgramConfig {
+    #[serde(serialize_with = "plain_url")]
     pub base_url: String,
     pub app_id: Option<String>,
     #[serde(serialize_with = "masked")]

@@ -280,16 +280,30 @@ impl Target {
 fn without_credentials(url: &SecretString) -> String {
     let text = url.expose_secret();
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
-    rest.split('?').next().unwrap_or_default().to_owned()
+    // What follows the path may hold an `@` of its own.
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{host}{path}")
 }
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
     use sea_orm::{ConnectionTrait, Statement};
 
     use super::*;
     use crate::db::testing::{Engine, fresh_on};
+
+    #[rstest]
+    #[case("postgres://ann:pw@db.example:5432/shop", "PostgreSQL at db.example:5432/shop")]
+    #[case("postgres://ann:p@w@db.example/shop", "PostgreSQL at db.example/shop")]
+    #[case("postgres://db.example/shop?user=ann&password=p@w", "PostgreSQL at db.example/shop")]
+    #[case("mysql://ann:pw@db.example", "MySQL or MariaDB at db.example")]
+    #[case("sqlite://data/tombola.db", "SQLite file data/tombola.db")]
+    fn a_database_is_described_without_credentials(#[case] url: &str, #[case] described: &str) {
+        assert_eq!(DatabaseSettings::new(&url.to_owned().into()).unwrap().describe(), described);
+    }
 
     #[tokio::test]
     async fn postgres_does_not_compile_what_reads_a_whole_table() {

@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{self, App, Ground, Modules, Running, StartError, TimeSource};
-use crate::config::{Config, ConfigError, Loaded, ServerRole, Sources};
+use crate::config::{Config, ConfigError, Loaded, ServerRole, Sources, YEAR, listening_address};
 use crate::demo::{self, Pace};
 use crate::idempotency::Answered;
 use crate::identity::{
@@ -105,7 +105,7 @@ enum Command {
 #[derive(Debug, Default, Args)]
 struct ServeArgs {
     /// Where to listen, as in 127.0.0.1:8080 [http.address].
-    #[arg(long)]
+    #[arg(long, value_parser = listening_address)]
     address: Option<SocketAddr>,
 
     /// Keep a sale running, with simulated shoppers, to have something alive to look at.
@@ -149,7 +149,7 @@ struct TokenArgs {
     out: PathBuf,
 
     /// How long the tokens are good, in seconds [auth.token_ttl_s].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=YEAR.as_secs()))]
     ttl_s: Option<u64>,
 }
 
@@ -770,6 +770,15 @@ mod tests {
         assert!(args.demo);
         assert_eq!(args.address, Some("127.0.0.1:1".parse().unwrap()));
         assert_eq!(args.roles.as_deref(), Some("jobs"));
+    }
+
+    #[rstest]
+    #[case("tombola token --count 1 --out x --ttl-s 0", "0 is not in 1..=31536000")]
+    #[case("tombola token --count 1 --out x --ttl-s 31536001", "31536001 is not in")]
+    #[case("tombola --address localhost:80", "as in \"127.0.0.1:8080\"")]
+    fn what_is_wrong_is_refused_with_what_is_right(#[case] line: &str, #[case] problem: &str) {
+        let error = read(line).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
     }
 
     #[rstest]

@@ -38,8 +38,14 @@ use crate::stock::engine::MAX_BATCH;
 /// The embedded defaults, which explain every key.
 pub const DEFAULTS: &str = include_str!("default.toml");
 
-/// The longest time an order may wait for anything: a year.
-const LONGEST_TIMEOUT: Duration = Duration::from_hours(365 * 24);
+/// The longest times that make sense: for what somebody waits for, for an event that comes again (RabbitMQ counts its
+/// milliseconds in 32 bits), and for everything else.
+const HOUR: Duration = Duration::from_hours(1);
+const MONTH: Duration = Duration::from_hours(30 * 24);
+pub(crate) const YEAR: Duration = Duration::from_hours(365 * 24);
+
+/// As many threads as the HTTP server takes.
+const MOST_WORKERS: usize = 512;
 
 /// What our variables begin with.
 const PREFIX: &str = "TOMBOLA__";
@@ -143,6 +149,7 @@ pub struct MessagingConfig {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
+    #[serde(deserialize_with = "address")]
     pub address: SocketAddr,
     pub workers: usize,
     #[serde(deserialize_with = "list")]
@@ -371,22 +378,17 @@ impl Config {
 
     /// The first setting that cannot be used: its key and what is wrong.
     fn problem(&self) -> Option<(&'static str, String)> {
-        let Self { http, database, auth, messaging, stock, shop, order, log, .. } = self;
+        let Self { http, database, auth, messaging, stock, shop, log, telemetry, .. } = self;
         let url = self.database_settings().err();
         let unfit = |secret: &SecretString| SigningSecret::new(secret.clone()).err();
         let orphans = auth.secret.is_none() && !auth.previous_secrets.is_empty();
         let level = log.level.parse::<tracing_subscriber::EnvFilter>().err();
         let at_least_one = |n: usize| (n == 0).then(|| "must be at least 1".to_owned());
-        let positive = |time: Duration| time.is_zero().then(|| "must be more than 0".to_owned());
         let amount =
             |minor: i64| (!(0..=MOST_MINOR).contains(&minor)).then(|| format!("must be 0 to {MOST_MINOR}"));
-        let too_long = |time: Duration| {
-            (time > LONGEST_TIMEOUT).then(|| format!("must be at most {}", LONGEST_TIMEOUT.as_secs()))
-        };
         let checks = [
             ("database.url", url.map(|error| error.to_string())),
             ("database.connections", at_least_one(database.connections as usize)),
-            ("database.lock_timeout_ms", positive(database.lock_timeout)),
             (
                 "database.lock_timeout_ms",
                 (database.lock_timeout >= database.statement_timeout)
@@ -397,7 +399,11 @@ impl Config {
                 (database.statement_timeout >= database.deadline)
                     .then(|| "must be less than database.deadline_ms".to_owned()),
             ),
-            ("http.body_timeout_ms", positive(http.body_timeout)),
+            (
+                "http.workers",
+                (http.workers > MOST_WORKERS).then(|| format!("must be at most {MOST_WORKERS}")),
+            ),
+            ("http.cors_origins", http.cors_origins.iter().find_map(|origin| url::not_an_origin(origin))),
             ("auth.secret", auth.secret.as_ref().and_then(unfit).map(|error| error.to_string())),
             (
                 "auth.previous_secrets",
@@ -407,13 +413,9 @@ impl Config {
                 "auth.previous_secrets",
                 orphans.then(|| "needs auth.secret, which signs new tokens".to_owned()),
             ),
-            ("auth.token_ttl_s", positive(auth.token_ttl)),
             ("roles", at_least_one(self.roles.len())),
             ("bus", self.bus.problem()),
-            ("messaging.relay_every_ms", positive(messaging.relay_every)),
-            ("messaging.sweep_every_ms", positive(messaging.sweep_every)),
             ("messaging.retry_delays_ms", at_least_one(messaging.retry_delays.len())),
-            ("messaging.retry_delays_ms", messaging.retry_delays.iter().copied().find_map(positive)),
             (
                 "messaging.keep_days",
                 (messaging.keep < TimeDelta::days(1)).then(|| {
@@ -427,30 +429,53 @@ impl Config {
             ),
             ("stock.max_waiting_per_activity", at_least_one(stock.max_waiting_per_activity)),
             ("stock.max_waiting", at_least_one(stock.max_waiting)),
-            ("stock.max_wait_ms", positive(stock.max_wait)),
-            ("stock.passivate_after_s", positive(stock.passivate_after)),
             ("shop.shipping.fee_minor", amount(shop.shipping.fee_minor)),
             ("shop.shipping.free_from_minor", amount(shop.shipping.free_from_minor)),
             (
                 "shop.points_per_major",
                 (!(0..=1000).contains(&shop.points_per_major)).then(|| "must be 0 to 1000".to_owned()),
             ),
-            (
-                "order.payment_timeout_s",
-                positive(order.payment_timeout).or_else(|| too_long(order.payment_timeout)),
-            ),
-            (
-                "order.draft_timeout_s",
-                positive(order.draft_timeout).or_else(|| too_long(order.draft_timeout)),
-            ),
             ("log.level", level.map(|error| error.to_string())),
+            ("telemetry.otlp_endpoint", telemetry.otlp_endpoint.as_deref().and_then(url::not_a_collector)),
         ];
         let found = checks.into_iter().find_map(|(key, problem)| Some((key, problem?)));
-        found.or_else(|| {
+        found.or_else(|| self.unfit_time()).or_else(|| {
             let clock: SharedClock = Arc::new(SystemClock);
             let invalid = self.gateways(&clock).err().or_else(|| self.notifier().err());
             invalid.map(|invalid| (invalid.key, invalid.problem))
         })
+    }
+
+    /// The first time that is none, or longer than makes sense.
+    fn unfit_time(&self) -> Option<(&'static str, String)> {
+        let Self { http, database, auth, messaging, stock, order, .. } = self;
+        let may_be_none = [
+            ("http.drain_delay_s", http.drain_delay, HOUR),
+            ("http.shutdown_timeout_s", http.shutdown_timeout, HOUR),
+        ];
+        let delays = messaging.retry_delays.iter().map(|delay| ("messaging.retry_delays_ms", *delay, MONTH));
+        let times = [
+            ("http.body_timeout_ms", http.body_timeout, HOUR),
+            ("database.deadline_ms", database.deadline, HOUR),
+            ("database.statement_timeout_ms", database.statement_timeout, HOUR),
+            ("database.lock_timeout_ms", database.lock_timeout, HOUR),
+            ("auth.token_ttl_s", auth.token_ttl, YEAR),
+            ("stock.max_wait_ms", stock.max_wait, HOUR),
+            ("stock.passivate_after_s", stock.passivate_after, YEAR),
+            ("messaging.relay_every_ms", messaging.relay_every, HOUR),
+            ("messaging.sweep_every_ms", messaging.sweep_every, HOUR),
+            ("order.payment_timeout_s", order.payment_timeout, YEAR),
+            ("order.draft_timeout_s", order.draft_timeout, YEAR),
+        ];
+        let none = |(key, time, _): (_, Duration, _)| {
+            time.is_zero().then(|| (key, "must be more than 0".to_owned()))
+        };
+        let too_long = |(key, time, longest): (&'static str, Duration, Duration)| {
+            let most = if key.ends_with("_ms") { longest.as_millis() } else { longest.as_secs().into() };
+            (time > longest).then(|| (key, format!("must be at most {most}")))
+        };
+        let none = times.into_iter().chain(delays.clone()).find_map(none);
+        none.or_else(|| times.into_iter().chain(delays).chain(may_be_none).find_map(too_long))
     }
 }
 
@@ -603,7 +628,12 @@ impl Layer {
                 return Err(ConfigError::Invalid { key: (*key).to_owned(), origin, problem });
             }
             let path = PathBuf::from(file.to_string());
-            let secret = read(&path)?.trim().to_owned();
+            let secret = std::fs::read_to_string(&path).map_err(|error| ConfigError::Invalid {
+                key: format!("{key}_file"),
+                origin: origin.to_owned(),
+                problem: format!("cannot read {}: {error}", path.display()),
+            })?;
+            let secret = secret.trim().to_owned();
             let origin = format!("{}, named by {origin}", path.display());
             secrets.0.insert((*key).to_owned(), Value::new(Some(&origin), secret));
         }
@@ -853,6 +883,15 @@ fn in_millis<S: serde::Serializer>(times: &[Duration], serializer: S) -> Result<
     serializer.collect_seq(times.iter().map(Duration::as_millis))
 }
 
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    listening_address(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+/// Where to listen: names are not looked up.
+pub fn listening_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is no IP address with a port, as in \"127.0.0.1:8080\""))
+}
+
 /// A single address is a network of one.
 fn networks<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
     let network = |text: String| {
@@ -1040,7 +1079,56 @@ mod tests {
         "`auth.dev_login`",
         "\"perhaps\" is not a boolean"
     )]
-    #[case::address("TOMBOLA__HTTP__ADDRESS", "localhost", "`http.address`", "invalid socket address")]
+    #[case::address("TOMBOLA__HTTP__ADDRESS", "localhost:8080", "`http.address`", "as in \"127.0.0.1:8080\"")]
+    #[case::no_address("TOMBOLA__HTTP__ADDRESS", "", "`http.address`", "as in \"127.0.0.1:8080\"")]
+    #[case::workers("TOMBOLA__HTTP__WORKERS", "513", "`http.workers`", "must be at most 512")]
+    #[case::origin("TOMBOLA__HTTP__CORS_ORIGINS", "shop.example", "`http.cors_origins`", "is no origin")]
+    #[case::origin_with_path(
+        "TOMBOLA__HTTP__CORS_ORIGINS",
+        "*,https://a.example/",
+        "`http.cors_origins`",
+        "is no origin"
+    )]
+    #[case::collector("TOMBOLA__TELEMETRY__OTLP_ENDPOINT", "nope", "`telemetry.otlp_endpoint`", "is no URL")]
+    #[case::no_collector(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "ftp://a",
+        "`telemetry.otlp_endpoint`",
+        "must begin with"
+    )]
+    #[case::collector_login(
+        "TOMBOLA__TELEMETRY__OTLP_ENDPOINT",
+        "http://ann:0123456789@127.0.0.1:4318",
+        "`telemetry.otlp_endpoint`",
+        "must not have a user or a password"
+    )]
+    #[case::ttl("TOMBOLA__AUTH__TOKEN_TTL_S", "99999999999999999", "`auth.token_ttl_s`", "at most 31536000")]
+    #[case::no_ttl("TOMBOLA__AUTH__TOKEN_TTL_S", "0", "`auth.token_ttl_s`", "more than 0")]
+    #[case::drain("TOMBOLA__HTTP__DRAIN_DELAY_S", "3601", "`http.drain_delay_s`", "at most 3600")]
+    #[case::patience(
+        "TOMBOLA__HTTP__BODY_TIMEOUT_MS",
+        "3600001",
+        "`http.body_timeout_ms`",
+        "at most 3600000"
+    )]
+    #[case::long_delay(
+        "TOMBOLA__MESSAGING__RETRY_DELAYS_MS",
+        "1,2592000001",
+        "`messaging.retry_delays_ms`",
+        "at most 2592000000"
+    )]
+    #[case::no_delay(
+        "TOMBOLA__MESSAGING__RETRY_DELAYS_MS",
+        "1,0",
+        "`messaging.retry_delays_ms`",
+        "more than 0"
+    )]
+    #[case::secret_file(
+        "TOMBOLA__AUTH__SECRET_FILE",
+        "/nowhere",
+        "`auth.secret_file`",
+        "cannot read /nowhere"
+    )]
     #[case::proxy("TOMBOLA__HTTP__TRUSTED_PROXIES", "::1,x", "`http.trusted_proxies`", "\"x\" is neither")]
     #[case::bus("TOMBOLA__BUS", "kafka://localhost", "`bus`", "is neither \"embedded\" nor the URL")]
     #[case::role("TOMBOLA__ROLES", "http,cook", "`roles`", "the roles are http, relay")]

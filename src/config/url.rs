@@ -1,7 +1,34 @@
-//! URLs as they may be shown: without what opens doors.
+//! URLs as they can be used, and as they may be shown: without what opens doors.
 
+use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serializer;
+
+use crate::ports::wire::check_url;
+
+/// What is wrong with a web site's origin. Browsers write it in one way, and it is compared letter by letter.
+pub(super) fn not_an_origin(text: &str) -> Option<String> {
+    let is_origin = |url: Url| {
+        let bare = url.username().is_empty() && url.password().is_none() && matches!(url.path(), "" | "/");
+        let written = url.as_str();
+        url.has_host() && bare && written.strip_suffix('/').unwrap_or(written) == text
+    };
+    let known = text == "*" || Url::parse(text).is_ok_and(is_origin);
+    (!known)
+        .then(|| format!("{text:?} is no origin: scheme, host and no path, as in \"https://shop.example\""))
+}
+
+/// What is wrong with the address of who collects traces.
+pub(super) fn not_a_collector(text: &str) -> Option<String> {
+    let uri = || text.parse::<actix_web::http::Uri>().err().map(|error| format!("is no URL: {error}"));
+    let has_login = |url: Url| !url.username().is_empty() || url.password().is_some();
+    // They would not be sent, and be logged with each failure.
+    let login = || {
+        let problem = "must not have a user or a password; OTEL_EXPORTER_OTLP_HEADERS can hold them";
+        Url::parse(text).is_ok_and(has_login).then(|| problem.to_owned())
+    };
+    check_url(text).err().or_else(uri).or_else(login)
+}
 
 /// Parameters that say where and how, and no secret. The value of any other one is masked.
 const HARMLESS: &[&str] = &[
@@ -90,6 +117,26 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case("*", true)]
+    #[case("https://shop.example", true)]
+    #[case("http://127.0.0.1:3000", true)]
+    #[case("http://[::1]:3000", true)]
+    #[case("capacitor://localhost", true)]
+    #[case("shop.example", false)]
+    #[case("https://", false)]
+    #[case("https://shop.example/", false)]
+    #[case("https://shop.example/app", false)]
+    #[case("https://shop.example?x", false)]
+    #[case("https://ann@shop.example", false)]
+    #[case("https://shop.example:443", false)]
+    #[case("https://Shop.example", false)]
+    #[case("mailto:ann@shop.example", false)]
+    #[case("null", false)]
+    fn an_origin_is_written_as_browsers_write_it(#[case] text: &str, #[case] origin: bool) {
+        assert_eq!(not_an_origin(text).is_none(), origin);
+    }
 
     #[rstest]
     #[case("sqlite://data/tombola.db", "sqlite://data/tombola.db")]

@@ -62,7 +62,7 @@ pub(super) async fn send(request: RequestBuilder, longest: usize) -> Result<Answ
 }
 
 /// An address on the web: what is wrong with it, if something is.
-pub(super) fn check_url(text: &str) -> Result<(), String> {
+pub(crate) fn check_url(text: &str) -> Result<(), String> {
     let url = reqwest::Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
     match url.scheme() {
         "http" | "https" if url.query().is_none() && url.fragment().is_none() => Ok(()),

@@ -1,11 +1,13 @@
 //! What everything stands on: the database, its threads, and this process's place among those that share it.
 
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use super::StartError;
 use crate::cluster::{Cluster, Membership};
@@ -147,8 +149,9 @@ impl Drop for DatabaseRuntime {
 
 pub(super) async fn connect(config: &Config, runtime: &Handle) -> Result<Database, StartError> {
     let settings = config.database_settings()?;
-    if let Some(directory) = settings.sqlite_file().map(directory_of) {
-        create_directory(directory)?;
+    if let Some(file) = settings.sqlite_file() {
+        create_directory(directory_of(file))?;
+        create_private(file)?;
     }
     Database::connect(settings, runtime.clone()).await.map_err(|fault| unusable(config, fault))
 }
@@ -208,9 +211,96 @@ fn create_directory(directory: &Path) -> Result<(), StartError> {
         .map_err(|source| StartError::DataDirectory { directory: directory.to_owned(), source })
 }
 
+/// An empty file for us alone unless there is one, before SQLite would make one for everybody; the log and the index
+/// beside it get its mode.
+fn create_private(file: &Path) -> Result<(), StartError> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(file) {
+        Ok(_) => Ok(()),
+        // Not opened: closing it would end the locks that SQLite holds on it in this process.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            if is_open_to_others(file) {
+                warn!(
+                    "Others can read {}, and the keys in it that sign access tokens: `chmod go-rwx` it",
+                    file.display()
+                );
+            }
+            Ok(())
+        }
+        Err(source) => Err(StartError::DataDirectory { directory: directory_of(file).to_owned(), source }),
+    }
+}
+
+/// Whether the group or all users may read `file` in a directory that lets them in.
+#[cfg(unix)]
+fn is_open_to_others(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.permissions().mode());
+    let (readable, entered) = (mode(file) & 0o044, mode(directory_of(file)) & 0o011);
+    readable & (entered << 2) != 0
+}
+
+#[cfg(not(unix))]
+fn is_open_to_others(_: &Path) -> bool {
+    false
+}
+
 fn directory_of(file: &Path) -> &Path {
     match file.parent() {
         Some(directory) if directory != Path::new("") => directory,
         _ => Path::new("."),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs::{Permissions, metadata, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use rstest::rstest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_database_file_is_for_its_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+        let file = directory.path().join("tombola.db");
+        let mut config = Config::defaults().unwrap();
+        config.database.url = format!("sqlite://{}", file.display()).into();
+        let runtime = DatabaseRuntime::start().unwrap();
+        let db = connect(&config, runtime.handle()).await.unwrap();
+        db.migrate().await.unwrap();
+        for name in ["tombola.db", "tombola.db-wal", "tombola.db-shm"] {
+            let mode = metadata(directory.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        db.close().await;
+
+        set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+        create_private(&file).unwrap();
+        assert_eq!(metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+    }
+
+    #[rstest]
+    #[case(0o755, 0o644, true)]
+    #[case(0o750, 0o640, true)]
+    #[case(0o755, 0o600, false)]
+    #[case(0o700, 0o644, false)]
+    #[case(0o750, 0o604, false)]
+    fn a_file_is_open_to_whom_its_directory_lets_in(
+        #[case] outer: u32,
+        #[case] inner: u32,
+        #[case] open: bool,
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("tombola.db");
+        File::create(&file).unwrap();
+        set_permissions(&file, Permissions::from_mode(inner)).unwrap();
+        set_permissions(directory.path(), Permissions::from_mode(outer)).unwrap();
+        assert_eq!(is_open_to_others(&file), open);
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::sqlx::{self, Connection, Executor};
-use sea_orm::{ConnectOptions, DatabaseConnection, DbBackend};
+use sea_orm::{ConnectOptions, DatabaseConnection, DbBackend, DbErr, RuntimeErr};
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+use super::fault::is_pool_timeout;
 use super::{DbFault, Pools};
 
 /// Where the database is and how long to wait for it.
@@ -86,12 +87,38 @@ impl DatabaseSettings {
 
     pub(super) async fn open(&self) -> Result<Pools, DbFault> {
         let stalled = Arc::new(AtomicBool::new(false));
-        let write = sea_orm::Database::connect(self.options(Use::Write, &stalled)).await?;
+        let write = self.connect(self.options(Use::Write, &stalled)).await?;
         let read = match self.target {
             Target::Sqlite(_) => sea_orm::Database::connect(self.options(Use::Read, &stalled)).await?,
             Target::Postgres(_) | Target::Mysql(_) => write.clone(),
         };
         Ok(Pools { read, write, stalled })
+    }
+
+    /// A pool with a connection. It tries for `lock_timeout`, because the database may be starting as well, and would
+    /// then tell only that it did: one more attempt tells what stood in the way.
+    async fn connect(&self, options: ConnectOptions) -> Result<DatabaseConnection, DbErr> {
+        match sea_orm::Database::connect(options.clone()).await {
+            Err(error) if is_pool_timeout(&error) => {}
+            connected => return connected,
+        }
+        let attempt = tokio::time::timeout(self.lock_timeout, self.connect_once()).await;
+        match attempt.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))) {
+            Ok(()) => sea_orm::Database::connect(options).await,
+            Err(cause) => Err(DbErr::Conn(RuntimeErr::SqlxError(cause.into()))),
+        }
+    }
+
+    async fn connect_once(&self) -> Result<(), sqlx::Error> {
+        match &self.target {
+            Target::Sqlite(_) => Ok(()),
+            Target::Postgres(url) => {
+                sqlx::postgres::PgConnection::connect(url.expose_secret()).await?.close().await
+            }
+            Target::Mysql(url) => {
+                sqlx::mysql::MySqlConnection::connect(url.expose_secret()).await?.close().await
+            }
+        }
     }
 
     /// Pools that connect on first use. Called with a lock held, hence without waiting.
@@ -303,6 +330,17 @@ mod tests {
     #[case("sqlite://data/tombola.db", "SQLite file data/tombola.db")]
     fn a_database_is_described_without_credentials(#[case] url: &str, #[case] described: &str) {
         assert_eq!(DatabaseSettings::new(&url.to_owned().into()).unwrap().describe(), described);
+    }
+
+    #[rstest]
+    #[case("postgres://ann:hidden@127.0.0.1:1/shop")]
+    #[case("mysql://ann:hidden@127.0.0.1:1/shop")]
+    #[tokio::test]
+    async fn why_there_is_no_connection_is_told(#[case] url: &str) {
+        let mut settings = DatabaseSettings::new(&url.to_owned().into()).unwrap();
+        settings.lock_timeout = Duration::from_millis(100);
+        let fault = settings.open().await.unwrap_err().to_string();
+        assert!(fault.contains("refused") && !fault.contains("hidden"), "{fault}");
     }
 
     #[tokio::test]

@@ -150,6 +150,11 @@ impl DbFault {
     }
 }
 
+/// The pool waited for a connection in vain; why, it does not say.
+pub(super) fn is_pool_timeout(error: &DbErr) -> bool {
+    matches!(runtime_error(error), Some(sqlx::Error::PoolTimedOut))
+}
+
 fn runtime_error(error: &DbErr) -> Option<&sqlx::Error> {
     match error {
         DbErr::Conn(RuntimeErr::SqlxError(error))

@@ -659,10 +659,6 @@ fn with_telemetry(config: &Config, work: impl Future<Output = Result<(), Failure
 fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io::Error> {
     let url = format!("http://{}", running.address);
     let storage = config.database_settings().map_or_else(|_| String::new(), |settings| settings.describe());
-    let mode = match config.is_embedded() {
-        true => "embedded: one process, nothing else needed",
-        false => "nodes sharing one database",
-    };
     let mut out = std::io::stdout().lock();
     writeln!(out, "Tombola {}", env!("CARGO_PKG_VERSION"))?;
     if config.has_role(ServerRole::Http) {
@@ -674,7 +670,7 @@ fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io:
         writeln!(out, "  Metrics   {url}/metrics")?;
     }
     writeln!(out, "  Storage   {storage}")?;
-    writeln!(out, "  Mode      {mode}")?;
+    writeln!(out, "  Mode      {}", mode(config))?;
     if config.dev_login() && config.has_role(ServerRole::Http) {
         writeln!(out, "  Sign-in   open to any name and role: for development (auth.dev_login)")?;
     }
@@ -689,6 +685,16 @@ fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io:
         )?;
     }
     out.flush()
+}
+
+/// What the installation consists of.
+fn mode(config: &Config) -> &'static str {
+    match (config.is_embedded(), config.bus.is_embedded()) {
+        (true, true) => "embedded: one process, nothing else needed",
+        (true, false) => "one process; events go over RabbitMQ",
+        (false, true) => "nodes sharing one database",
+        (false, false) => "nodes sharing one database; events go over RabbitMQ",
+    }
 }
 
 fn json(text: &str) -> Result<serde_json::Value, String> {
@@ -779,6 +785,17 @@ mod tests {
     fn what_is_wrong_is_refused_with_what_is_right(#[case] line: &str, #[case] problem: &str) {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
+    }
+
+    #[rstest]
+    #[case("sqlite://data/x.db", "embedded", "embedded: one process, nothing else needed")]
+    #[case("sqlite://data/x.db", "amqp://mq", "one process; events go over RabbitMQ")]
+    #[case("postgres://db/x", "embedded", "nodes sharing one database")]
+    #[case("postgres://db/x", "amqp://mq", "nodes sharing one database; events go over RabbitMQ")]
+    fn the_mode_names_what_is_needed(#[case] database: &str, #[case] bus: &str, #[case] told: &str) {
+        let flags = vec![("database.url", "test", database.to_owned()), ("bus", "test", bus.to_owned())];
+        let loaded = Sources { flags, ..Sources::default() }.load().unwrap();
+        assert_eq!(mode(&loaded.config), told);
     }
 
     #[rstest]

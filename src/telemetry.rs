@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use metrics::{Unit, describe_gauge, gauge};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::WithExportConfig;
@@ -22,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use self::Kind::{Counter, Gauge, Histogram};
 use crate::config::{LogConfig, LogFormat, TelemetryConfig};
 use crate::ports::clock::Clock;
 
@@ -34,6 +35,52 @@ const BATCHES: [&str; 2] = ["tombola_goods_batch_orders", "tombola_stock_batch_t
 
 /// Upper bounds of what they count.
 const BATCH_SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// What is measured, and how `/metrics` explains it; the unit ends the name.
+const FAMILIES: &[(Kind, &str, &str)] = &[
+    (Gauge, "tombola_build_info", "The running version; always 1."),
+    (Gauge, "process_start_time_seconds", "When the process started, in Unix time."),
+    (Gauge, "process_resident_memory_bytes", "Memory in use."),
+    (Histogram, "http_server_request_duration_seconds", "From a request's head to its answer."),
+    (Counter, "tombola_takes_total", "Takes that were asked for, by what became of them."),
+    (Histogram, "tombola_stock_batch_takes", "Takes written in one transaction."),
+    (Counter, "tombola_stock_blocks_claimed_total", "Blocks of tokens this server leased."),
+    (Counter, "tombola_stock_stale_batches_total", "Batches decided again: block or activity changed."),
+    (Counter, "tombola_stock_collisions_total", "Batches decided again: a unique key refused them."),
+    (Counter, "tombola_stock_ambiguous_commits_total", "Batches of takes whose outcome was looked up."),
+    (Histogram, "tombola_goods_batch_orders", "Orders whose goods were reserved in one transaction."),
+    (Counter, "tombola_goods_ambiguous_commits_total", "Batches of goods whose outcome was looked up."),
+    (Counter, "tombola_payment_contradictions_total", "Payments of which a gateway said what cannot be."),
+    (Gauge, "tombola_differences", "What did not agree when it was last compared."),
+    (Counter, "tombola_differences_applied_total", "Differences that were settled as proposed."),
+    (Counter, "tombola_events_published_total", "Events the bus has stored."),
+    (Gauge, "tombola_outbox_unsent_rows", "Rows of the outbox that are not published yet."),
+    (Gauge, "tombola_outbox_oldest_unsent_age_seconds", "Age of the oldest row not published yet."),
+    (Gauge, "tombola_embedded_queue_rows", "Rows of the queues in the database, not consumed yet."),
+    (Gauge, "tombola_embedded_queue_oldest_age_seconds", "Age of the oldest row not consumed yet."),
+    (Counter, "tombola_events_applied_total", "Events that consumer groups applied."),
+    (Counter, "tombola_events_ignored_total", "Events that came again, or too late."),
+    (Counter, "tombola_event_failures_total", "Tries of an event that failed."),
+    (Histogram, "tombola_event_delay_seconds", "From the oldest event of a batch to its being applied."),
+    (Gauge, "tombola_parked_events", "Failed events that wait to be tried again."),
+    (Gauge, "tombola_parked_events_overdue_seconds", "How long the next of them is overdue."),
+    (Counter, "tombola_dead_letters_total", "Events that were given up."),
+    (Gauge, "tombola_dead_letters_waiting", "Dead letters that wait for somebody."),
+    (Counter, "tombola_job_runs_total", "Runs of jobs that ended, by outcome."),
+    (Histogram, "tombola_job_duration_seconds", "How long runs of jobs took."),
+    (Gauge, "tombola_job_last_success_timestamp_seconds", "When a job last succeeded, in Unix time."),
+    (Counter, "tombola_actor_deaths_total", "Actors that panicked and were replaced."),
+    (Counter, "tombola_database_pools_replaced_total", "Times that connections were replaced."),
+    (Gauge, "tombola_wall_clock_ahead_seconds", "How far this clock is ahead of the database's."),
+];
+
+/// How a number moves.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
 
 /// How often measurements are sorted into their buckets.
 const METRICS_UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -160,12 +207,25 @@ fn start_counting(clock: &dyn Clock) -> PrometheusHandle {
     if metrics::set_global_recorder(recorder).is_err() {
         warn!("Another metrics recorder is installed: /metrics stays empty");
     }
-    describe_gauge!("tombola_build_info", "The running version; always 1.");
+    describe();
     gauge!("tombola_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    describe_gauge!("process_start_time_seconds", Unit::Seconds, "When the process started, in Unix time.");
     gauge!("process_start_time_seconds").set(clock.now().timestamp() as f64);
-    describe_gauge!("process_resident_memory_bytes", Unit::Bytes, "Memory in use.");
     handle
+}
+
+fn describe() {
+    for &(kind, name, text) in FAMILIES {
+        let unit = match name {
+            _ if name.ends_with("_seconds") => Unit::Seconds,
+            _ if name.ends_with("_bytes") => Unit::Bytes,
+            _ => Unit::Count,
+        };
+        match kind {
+            Counter => describe_counter!(name, unit, text),
+            Gauge => describe_gauge!(name, unit, text),
+            Histogram => describe_histogram!(name, unit, text),
+        }
+    }
 }
 
 /// Keeps the numbers fit to be read, until dropped: recent measurements would pile up between two readers.
@@ -186,4 +246,59 @@ fn resident_bytes() -> Option<u64> {
     let kilobytes =
         status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
     Some(kilobytes.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_family_is_explained() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            for &(kind, name, ..) in FAMILIES {
+                match kind {
+                    Counter => metrics::counter!(name).increment(1),
+                    Gauge => gauge!(name).set(1.0),
+                    Histogram => metrics::histogram!(name).record(1.0),
+                }
+            }
+        });
+        let shown = recorder.handle().render();
+        for (_, name, text) in FAMILIES {
+            assert!(shown.contains(&format!("# HELP {name} {text}\n")), "{name}\n{shown}");
+        }
+    }
+
+    /// What the sources count is in the table, and nothing else.
+    #[test]
+    fn every_family_that_is_counted_has_an_explanation() {
+        // Counted in this file, which also has the table.
+        let mut counted: BTreeSet<String> =
+            ["tombola_build_info", "process_start_time_seconds", "process_resident_memory_bytes"]
+                .map(str::to_owned)
+                .into();
+        let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("telemetry.rs") {
+                    let text = std::fs::read_to_string(path).unwrap();
+                    let names = text.split('"').filter(|name| {
+                        (name.starts_with("tombola_") || name.starts_with("http_server_"))
+                            && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                    });
+                    counted.extend(names.map(str::to_owned));
+                }
+            }
+        }
+        let explained: BTreeSet<String> = FAMILIES.iter().map(|(_, name, ..)| (*name).to_owned()).collect();
+        assert_eq!(counted, explained);
+    }
 }

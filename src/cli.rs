@@ -357,10 +357,7 @@ impl Command {
                 let document = crate::messaging::asyncapi::document();
                 Ok(writeln!(std::io::stdout(), "{document:#}")?)
             }
-            Self::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "tombola", &mut std::io::stdout());
-                Ok(())
-            }
+            Self::Completions { shell } => Ok(complete(shell, &mut std::io::stdout())?),
         }
     }
 }
@@ -418,9 +415,16 @@ async fn run_job(
     if run.state != RunState::Done {
         return Err(Failure::Run(Box::new(run)));
     }
-    let took = Duration::from_millis(run.duration_ms.unwrap_or_default().unsigned_abs());
+    let took = took(run.duration_ms.unwrap_or_default());
     let did = run.summary.as_deref().unwrap_or("nothing to do");
-    Ok(writeln!(std::io::stdout(), "Job {name} is done after {took:?}: {did}")?)
+    Ok(writeln!(std::io::stdout(), "Job {name} is done after {took}: {did}")?)
+}
+
+fn took(ms: i64) -> String {
+    match ms {
+        ..1 => "less than 1ms".to_owned(),
+        ms => format!("{:?}", Duration::from_millis(ms.unsigned_abs())),
+    }
 }
 
 impl DeadLetterCommand {
@@ -497,6 +501,14 @@ fn list_jobs(jobs: &[JobView], out: &mut impl Write) -> std::io::Result<()> {
         writeln!(out, "{name:names$}  {schedule:schedules$}  {next:20}  {started:20}  {outcome}")?;
     }
     Ok(())
+}
+
+/// Writes the completion script; the generator itself would panic if that fails.
+fn complete(shell: clap_complete::Shell, out: &mut impl Write) -> std::io::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tombola", &mut script);
+    out.write_all(&script)?;
+    out.flush()
 }
 
 impl ConfigCommand {
@@ -785,6 +797,22 @@ mod tests {
     fn what_is_wrong_is_refused_with_what_is_right(#[case] line: &str, #[case] problem: &str) {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
+    }
+
+    #[test]
+    fn a_completion_script_that_cannot_be_written_is_an_error() {
+        let mut script = Vec::new();
+        complete(clap_complete::Shell::Bash, &mut script).unwrap();
+        assert!(String::from_utf8(script).unwrap().contains("tombola"));
+        assert!(complete(clap_complete::Shell::Bash, &mut [0; 8].as_mut_slice()).is_err());
+    }
+
+    #[rstest]
+    #[case(0, "less than 1ms")]
+    #[case(1, "1ms")]
+    #[case(1500, "1.5s")]
+    fn a_run_took_some_time(#[case] ms: i64, #[case] told: &str) {
+        assert_eq!(took(ms), told);
     }
 
     #[rstest]

@@ -3,6 +3,7 @@
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
 use actix_web::{HttpRequest, HttpResponse, get, post};
+use chrono::SecondsFormat;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -16,6 +17,7 @@ use crate::http::{
 };
 use crate::identity::Caller;
 use crate::ids::{ActivityId, TakeId};
+use crate::ports::clock::Timestamp;
 use crate::refusals;
 
 refusals!(TakeRefusals: ActivityNotRunning, SoldOut, TakeLimitReached, Overloaded);
@@ -116,10 +118,11 @@ impl From<TakeError> for ApiError {
         match error {
             TakeError::NotFound => Self::new(Code::NotFound, "There is no activity with this id."),
             TakeError::NotRunning(closed) => {
+                let time = |at: Timestamp| at.to_rfc3339_opts(SecondsFormat::AutoSi, true);
                 let detail = match closed {
                     Closed::NotStarted => "The activity is not running.".to_owned(),
-                    Closed::TooEarly(at) => format!("The activity starts at {}.", at.to_rfc3339()),
-                    Closed::Over(at) => format!("The activity ended at {}.", at.to_rfc3339()),
+                    Closed::TooEarly(at) => format!("The activity starts at {}.", time(at)),
+                    Closed::Over(at) => format!("The activity ended at {}.", time(at)),
                 };
                 Self::new(Code::ActivityNotRunning, detail)
             }
@@ -171,6 +174,22 @@ impl From<AdjustError> for ApiError {
             ),
             AdjustError::Key(refusal) => refusal.into(),
             AdjustError::Db(fault) => fault.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_activity_tells_its_times_as_everything_else_does() {
+        let at: Timestamp = "2026-11-22T12:38:00.471698Z".parse().unwrap();
+        for (closed, detail) in [
+            (Closed::TooEarly(at), "The activity starts at 2026-11-22T12:38:00.471698Z."),
+            (Closed::Over(at), "The activity ended at 2026-11-22T12:38:00.471698Z."),
+        ] {
+            assert_eq!(ApiError::from(TakeError::NotRunning(closed)).detail, detail);
         }
     }
 }

@@ -486,7 +486,10 @@ impl StockEngine {
                 debug!(activity.id = %self.activity, "The block or the activity changed: reading both again");
                 self.put_back(drafts);
                 self.view = None;
-                self.window.remove_block(block.id);
+                // Mostly the activity alone has changed, and a claim would queue for its lock behind the next change.
+                if !self.store.holds(block).await.unwrap_or(false) {
+                    self.window.remove_block(block.id);
+                }
                 Outcome::Again
             }
             CommitError::Db(fault) if fault.is_ambiguous() => {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use entities::{activity, take};
+use entities::{activity, take, token_block};
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::ThisNode;
@@ -214,6 +214,13 @@ impl StockStore {
                 Ok(take::Entity::find_by_id(witness.0).one(&connection).await?.is_some())
             })
             .await
+    }
+
+    /// Whether a batch of `block` would still be let through. Waits for nobody.
+    pub async fn holds(&self, block: HeldBlock) -> Result<bool, DbFault> {
+        let block =
+            token_block::Entity::find_by_id(block.id.0).filter(token_block::Column::Epoch.eq(block.epoch));
+        self.db.read(|connection| async move { Ok(block.one(&connection).await?.is_some()) }).await
     }
 
     /// Whether a token is left, on whatever node.

@@ -49,6 +49,7 @@ use crate::stock::reconcile::{BlocksAgainstTakes, ProjectionAgainstBlocks, Total
 use crate::stock::reconcile_orders::TakesAgainstOrders;
 use crate::stock::{self, StockService};
 use crate::wallet::reconcile::AccountsAgainstEntries;
+use crate::wallet::reconcile_orders::BalancesAgainstOrders;
 use crate::wallet::{self, Ledger, WalletService};
 
 /// What the outside world gives the modules.
@@ -200,6 +201,11 @@ impl Modules {
             Box::new(AccountsAgainstEntries(db.clone())),
             Box::new(GoodsAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
             Box::new(TakesAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
+            Box::new(BalancesAgainstOrders {
+                db: db.clone(),
+                clock: self.clock.clone(),
+                ledger: self.ledger.clone(),
+            }),
             Box::new(PaymentsAgainstOrders {
                 db: db.clone(),
                 ids: ids.clone(),

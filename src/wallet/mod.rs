@@ -19,6 +19,7 @@ mod ledger;
 mod model;
 mod points;
 pub mod reconcile;
+pub mod reconcile_orders;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
-//! Orders, payments, refunds and tokens that do not agree: found, named, and mended with one call.
+//! Orders, payments, refunds, tokens and what orders hold that do not agree: found, named, and mended with one call.
 
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 use tombola::jobs::Schedule;
 
+use crate::shop::{Shop, balance, wish, with};
 use crate::support::alipay::FakeAlipay;
 use crate::support::payments::{notice, order_of, pay, signed_notice};
 use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
@@ -12,6 +13,8 @@ stories!(
     a_capture_of_which_no_order_was_told,
     an_order_that_nobody_paid,
     a_token_that_an_ended_order_still_holds,
+    a_balance_that_an_ended_order_still_holds,
+    a_live_order_without_its_part_from_the_balance,
     an_order_that_outlived_its_time,
     a_refund_that_does_not_get_done,
     a_gateway_that_says_otherwise,
@@ -145,6 +148,82 @@ async fn a_token_that_an_ended_order_still_holds(app: &TestApp) {
         found.iter().map(|(by, action, _)| (by.as_str(), action.as_str())).collect();
     assert!(named.contains(&("orders_stock", "look_at_it")), "{named:?}");
     app.execute(&spoil("live_token = token_no, live_take_no = take_no", "unused")).await;
+    assert_eq!(differences(app).await, []);
+}
+
+/// An order over 60.00, sent for 10.00, of which 5.00 are from the balance of 9.00.
+async fn buy_from_balance(app: &TestApp, customer: &Client) -> String {
+    let shop = Shop::open(app).await;
+    let goods = shop.goods(6000, 1).await;
+    shop.credit(customer, 900).await;
+    let order = with(wish(&goods, 1, 6000, 1000), "balance_minor", 500);
+    text(&customer.post("/orders", order).await.is(201)["id"])
+}
+
+/// Changes a balance together with its entries, behind everybody's back.
+async fn spoil_balance(app: &TestApp, customer: &Client, entries: &str, change_minor: i64) {
+    app.execute(entries).await;
+    app.execute(&format!(
+        "UPDATE wallet_account SET balance_minor = balance_minor + {change_minor} WHERE user_id = {}",
+        customer.user_id
+    ))
+    .await;
+}
+
+async fn a_balance_that_an_ended_order_still_holds(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let order = buy_from_balance(app, &alice).await;
+    alice.post(&format!("/orders/{order}/cancel"), json!({})).await.is(200);
+    app.is_quiet().await;
+    assert_eq!(balance(&alice).await, 900);
+    let undone = format!("DELETE FROM wallet_entry WHERE kind = 'refund' AND reference_id = {order}");
+    spoil_balance(app, &alice, &undone, -500).await;
+    // It may be on its way.
+    assert_eq!(differences(app).await, []);
+    app.pass(TimeDelta::seconds(61));
+    assert_eq!(apply_only(app, "orders_balances", "give_back").await["state"], "applied");
+    assert_eq!(balance(&alice).await, 900);
+    app.is_quiet().await;
+    assert_eq!(differences(app).await, []);
+
+    // What came back is not all that was taken.
+    let less = |by: i64| {
+        format!(
+            "UPDATE wallet_entry SET amount_minor = amount_minor - {by} WHERE kind = 'refund' AND reference_id = {order}"
+        )
+    };
+    spoil_balance(app, &alice, &less(200), -200).await;
+    let looked_at = apply_only(app, "orders_balances", "look_at_it").await;
+    assert_eq!((&looked_at["state"], &looked_at["expected"]), (&json!("open"), &json!("0 minor units held")));
+    assert_eq!(looked_at["found"], "200 minor units held, order cancelled");
+    spoil_balance(app, &alice, &less(-200), 200).await;
+    assert_eq!(differences(app).await, []);
+}
+
+async fn a_live_order_without_its_part_from_the_balance(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let order = buy_from_balance(app, &alice).await;
+    let turned = |from: &str, to: &str| {
+        format!("UPDATE wallet_entry SET kind = '{to}' WHERE kind = '{from}' AND reference_id = {order}")
+    };
+    app.execute(&turned("pay", "adjustment")).await;
+    let looked_at = apply_only(app, "orders_balances", "look_at_it").await;
+    assert_eq!((&looked_at["state"], &looked_at["subject"]), (&json!("open"), &json!(order)));
+    assert_eq!(looked_at["found"], "0 minor units held, order awaiting_payment");
+    app.execute(&turned("adjustment", "pay")).await;
+    assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+
+    pay(app, &alice, &order, "t-1").await;
+    order_of(&alice, &order).becomes("paid").await;
+    app.is_quiet().await;
+    let given_back = format!(
+        "INSERT INTO wallet_entry (id, user_id, reference_id, kind, amount_minor, balance_after_minor, created_at) \
+         SELECT 7, user_id, reference_id, 'refund', 500, 900, created_at FROM wallet_entry \
+         WHERE kind = 'pay' AND reference_id = {order}"
+    );
+    spoil_balance(app, &alice, &given_back, 500).await;
+    assert_eq!(apply_only(app, "orders_balances", "look_at_it").await["state"], "open");
+    spoil_balance(app, &alice, "DELETE FROM wallet_entry WHERE id = 7", -500).await;
     assert_eq!(differences(app).await, []);
 }
 

@@ -20,27 +20,32 @@ stories!(
 );
 
 /// Goods on sale, and customers with money.
-struct Shop<'a> {
+pub(crate) struct Shop<'a> {
     app: &'a TestApp,
-    operator: Client,
+    pub(crate) operator: Client,
 }
 
 impl<'a> Shop<'a> {
-    async fn open(app: &'a TestApp) -> Self {
+    pub(crate) async fn open(app: &'a TestApp) -> Self {
         Self { app, operator: app.operator().await }
     }
 
-    async fn goods(&self, price_minor: i64, stock: i64) -> String {
+    pub(crate) async fn goods(&self, price_minor: i64, stock: i64) -> String {
         let new = json!({"name": "Mooncakes", "price_minor": price_minor, "stock_total": stock});
         text(&self.operator.post("/admin/goods", new).await.is(201)["id"])
     }
 
-    async fn credit(&self, customer: &Client, amount_minor: i64) {
+    pub(crate) async fn credit(&self, customer: &Client, amount_minor: i64) {
         let path = format!("/admin/users/{}/wallet-adjustments", customer.user_id);
         self.operator.post(&path, json!({"amount_minor": amount_minor, "reason": "a gift"})).await.is(201);
     }
 
-    async fn coupon(&self, customer: &Client, face_value_minor: i64, min_spend_minor: i64) -> String {
+    pub(crate) async fn coupon(
+        &self,
+        customer: &Client,
+        face_value_minor: i64,
+        min_spend_minor: i64,
+    ) -> String {
         let until = self.app.now() + TimeDelta::days(1);
         let new = json!({
             "name": "Welcome", "face_value_minor": face_value_minor, "min_spend_minor": min_spend_minor,
@@ -50,16 +55,16 @@ impl<'a> Shop<'a> {
         text(&self.operator.post(&path, new).await.is(201)["id"])
     }
 
-    async fn available(&self, goods: &str) -> i64 {
+    pub(crate) async fn available(&self, goods: &str) -> i64 {
         self.operator.get(&format!("/goods/{goods}")).await.is(200)["stock"]["available"].as_i64().unwrap()
     }
 }
 
-async fn balance(customer: &Client) -> i64 {
+pub(crate) async fn balance(customer: &Client) -> i64 {
     customer.get("/me").await.is(200)["balance_minor"].as_i64().unwrap()
 }
 
-async fn coupon_state(customer: &Client) -> String {
+pub(crate) async fn coupon_state(customer: &Client) -> String {
     text(&customer.get("/me/coupons").await.is(200)["items"][0]["state"])
 }
 
@@ -68,7 +73,7 @@ fn text(value: &Value) -> String {
 }
 
 /// `quantity` units at `price`, sent for `shipping`.
-fn wish(goods: &str, quantity: i64, price: i64, shipping: i64) -> Value {
+pub(crate) fn wish(goods: &str, quantity: i64, price: i64, shipping: i64) -> Value {
     json!({
         "items": [{"goods_id": goods, "quantity": quantity, "unit_price_minor": price}],
         "shipping_fee_minor": shipping, "order_amount_minor": quantity * price + shipping,
@@ -76,7 +81,7 @@ fn wish(goods: &str, quantity: i64, price: i64, shipping: i64) -> Value {
     })
 }
 
-fn with(mut wish: Value, member: &str, value: impl Into<Value>) -> Value {
+pub(crate) fn with(mut wish: Value, member: &str, value: impl Into<Value>) -> Value {
     wish[member] = value.into();
     wish
 }

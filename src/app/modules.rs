@@ -16,6 +16,7 @@ use crate::catalog::reconcile_orders::GoodsAgainstOrders;
 use crate::catalog::{self, CartService, CatalogService};
 use crate::config::{Config, ShippingConfig};
 use crate::coupon::jobs::coupon_expiry;
+use crate::coupon::reconcile_orders::CouponsAgainstOrders;
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
 use crate::ids::ActivityId;
@@ -206,6 +207,7 @@ impl Modules {
                 clock: self.clock.clone(),
                 ledger: self.ledger.clone(),
             }),
+            Box::new(CouponsAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
             Box::new(PaymentsAgainstOrders {
                 db: db.clone(),
                 ids: ids.clone(),

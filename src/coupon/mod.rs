@@ -13,6 +13,7 @@ pub mod events;
 pub mod groups;
 pub mod jobs;
 pub mod model;
+pub mod reconcile_orders;
 mod service;
 pub mod store;
 

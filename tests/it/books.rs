@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use tombola::jobs::Schedule;
 
-use crate::shop::{Shop, balance, wish, with};
+use crate::shop::{Shop, balance, coupon_state, wish, with};
 use crate::support::alipay::FakeAlipay;
 use crate::support::payments::{notice, order_of, pay, signed_notice};
 use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
@@ -15,6 +15,9 @@ stories!(
     a_token_that_an_ended_order_still_holds,
     a_balance_that_an_ended_order_still_holds,
     a_live_order_without_its_part_from_the_balance,
+    a_coupon_that_does_not_follow_its_order,
+    a_coupon_that_an_ended_order_still_holds,
+    an_order_without_the_coupon_that_made_it_cheaper,
     an_order_that_outlived_its_time,
     a_refund_that_does_not_get_done,
     a_gateway_that_says_otherwise,
@@ -224,6 +227,85 @@ async fn a_live_order_without_its_part_from_the_balance(app: &TestApp) {
     spoil_balance(app, &alice, &given_back, 500).await;
     assert_eq!(apply_only(app, "orders_balances", "look_at_it").await["state"], "open");
     spoil_balance(app, &alice, "DELETE FROM wallet_entry WHERE id = 7", -500).await;
+    assert_eq!(differences(app).await, []);
+}
+
+/// An order over 60.00, sent for 10.00, with a coupon for 5.00; and the coupon.
+async fn buy_with_coupon(app: &TestApp, customer: &Client) -> (String, String) {
+    let shop = Shop::open(app).await;
+    let goods = shop.goods(6000, 1).await;
+    let coupon = shop.coupon(customer, 500, 0).await;
+    let order = with(wish(&goods, 1, 6000, 1000), "coupon_id", coupon.clone());
+    (text(&customer.post("/orders", order).await.is(201)["id"]), coupon)
+}
+
+/// The coupon is `state` by what one run finds and applies, though somebody wrote what `set` says.
+async fn settles(app: &TestApp, customer: &Client, set: &str, state: &str) {
+    app.execute(&format!("UPDATE user_coupon SET {set}")).await;
+    // It may be on its way.
+    assert_eq!(differences(app).await, []);
+    app.pass(TimeDelta::seconds(61));
+    assert_eq!(apply_only(app, "orders_coupons", "settle").await["state"], "applied");
+    assert_eq!(coupon_state(customer).await, state);
+    app.is_quiet().await;
+}
+
+async fn a_coupon_that_does_not_follow_its_order(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let (order, _) = buy_with_coupon(app, &alice).await;
+    pay(app, &alice, &order, "t-1").await;
+    order_of(&alice, &order).becomes("paid").await;
+    app.is_quiet().await;
+    settles(app, &alice, "state = 'locked', used_at = NULL", "used").await;
+
+    app.operator().await.post(&format!("/admin/orders/{order}/ship"), json!({})).await.is(200);
+    alice.post(&format!("/orders/{order}/refunds"), json!({"reason": "stale"})).await.is(202);
+    order_of(&alice, &order).becomes("refunded").await;
+    app.is_quiet().await;
+    assert_eq!(coupon_state(&alice).await, "void");
+    settles(app, &alice, "state = 'used'", "void").await;
+    assert_eq!(differences(app).await, []);
+}
+
+async fn a_coupon_that_an_ended_order_still_holds(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let (order, coupon) = buy_with_coupon(app, &alice).await;
+    app.execute(&format!("UPDATE user_coupon SET order_id = 7 WHERE id = {coupon}")).await;
+    let found = differences(app).await;
+    let named: Vec<(&str, &str)> =
+        found.iter().map(|(by, action, _)| (by.as_str(), action.as_str())).collect();
+    assert_eq!(named, [("orders_coupons", "look_at_it"); 2]);
+    let looked_at = apply(app, &found[0].2).await.is(200);
+    assert_eq!(looked_at["found"], "coupon locked, order missing");
+    app.execute(&format!("UPDATE user_coupon SET order_id = {order} WHERE id = {coupon}")).await;
+    assert_eq!(apply(app, &found[0].2).await.is(200)["state"], "gone");
+
+    alice.post(&format!("/orders/{order}/cancel"), json!({})).await.is(200);
+    app.is_quiet().await;
+    settles(app, &alice, &format!("state = 'locked', order_id = {order}"), "unused").await;
+    assert_eq!(differences(app).await, []);
+}
+
+async fn an_order_without_the_coupon_that_made_it_cheaper(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let (order, coupon) = buy_with_coupon(app, &alice).await;
+    app.execute(&format!("UPDATE user_coupon SET state = 'unused', order_id = NULL WHERE id = {coupon}"))
+        .await;
+    let looked_at = apply_only(app, "orders_coupons", "look_at_it").await;
+    assert_eq!(
+        (&looked_at["state"], &looked_at["subject"]),
+        (&json!("open"), &json!(format!("order/{order}")))
+    );
+    assert!(
+        looked_at["outcome"].as_str().unwrap().contains(&format!("coupon {coupon}, which")),
+        "{looked_at}"
+    );
+    app.execute(&format!("UPDATE orders SET coupon_id = NULL WHERE id = {order}")).await;
+    assert_eq!(apply_only(app, "orders_coupons", "look_at_it").await["state"], "open");
+    app.execute(&format!("UPDATE orders SET coupon_id = {coupon} WHERE id = {order}")).await;
+    app.execute(&format!("UPDATE user_coupon SET state = 'locked', order_id = {order} WHERE id = {coupon}"))
+        .await;
+    assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
     assert_eq!(differences(app).await, []);
 }
 

@@ -18,6 +18,7 @@ stories!(
     a_coupon_that_does_not_follow_its_order,
     a_coupon_that_an_ended_order_still_holds,
     an_order_without_the_coupon_that_made_it_cheaper,
+    goods_that_a_live_order_does_not_hold,
     an_order_that_outlived_its_time,
     a_refund_that_does_not_get_done,
     a_gateway_that_says_otherwise,
@@ -306,6 +307,45 @@ async fn an_order_without_the_coupon_that_made_it_cheaper(app: &TestApp) {
     app.execute(&format!("UPDATE user_coupon SET state = 'locked', order_id = {order} WHERE id = {coupon}"))
         .await;
     assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+    assert_eq!(differences(app).await, []);
+}
+
+async fn goods_that_a_live_order_does_not_hold(app: &TestApp) {
+    let shop = Shop::open(app).await;
+    let alice = app.customer("alice").await;
+    let (cakes, tea) = (shop.goods(6000, 3).await, shop.goods(5000, 3).await);
+    let mut both = wish(&cakes, 2, 6000, 0);
+    let line = json!({"goods_id": tea, "quantity": 1, "unit_price_minor": 5000});
+    both["items"].as_array_mut().unwrap().push(line);
+    let order = text(&alice.post("/orders", with(both, "order_amount_minor", 17000)).await.is(201)["id"]);
+    assert_eq!(differences(app).await, []);
+
+    // The stock still adds up: the sale is somebody else's.
+    let moved = |from: &str, to: &str| {
+        format!(
+            "UPDATE goods_ledger SET reference_id = {to} WHERE kind = 'sale' AND reference_id = {from} AND goods_id = {tea}"
+        )
+    };
+    app.execute(&moved(&order, "7")).await;
+    let looked_at = apply_only(app, "orders_goods", "look_at_it").await;
+    assert_eq!((&looked_at["state"], &looked_at["subject"]), (&json!("open"), &json!(order)));
+    assert_eq!(looked_at["found"], "goods not held, order awaiting_payment");
+    app.execute(&moved("7", &order)).await;
+    assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+
+    pay(app, &alice, &order, "t-1").await;
+    order_of(&alice, &order).becomes("paid").await;
+    app.is_quiet().await;
+    let free = |units: i64| format!("UPDATE goods SET available = available + {units} WHERE id = {cakes}");
+    app.execute(&format!(
+        "INSERT INTO goods_ledger (id, goods_id, reference_id, kind, quantity, created_at) \
+         VALUES (7, {cakes}, {order}, 'return', 2, 0)"
+    ))
+    .await;
+    app.execute(&free(2)).await;
+    assert_eq!(apply_only(app, "orders_goods", "look_at_it").await["state"], "open");
+    app.execute("DELETE FROM goods_ledger WHERE id = 7").await;
+    app.execute(&free(-2)).await;
     assert_eq!(differences(app).await, []);
 }
 

@@ -33,7 +33,7 @@ use crate::order::checkout::Shipping;
 use crate::order::desk::REQUESTS;
 use crate::order::flash_sale::Terms;
 use crate::order::jobs::{order_deadlines, overdue_payments};
-use crate::order::reconcile::OrdersOverdue;
+use crate::order::reconcile::{OrdersAmounts, OrdersOverdue};
 use crate::order::saga::{Checkout, Rules};
 use crate::order::store::Policy;
 use crate::payment::jobs::payment_queries;
@@ -208,6 +208,7 @@ impl Modules {
                 ledger: self.ledger.clone(),
             }),
             Box::new(CouponsAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
+            Box::new(OrdersAmounts(db.clone())),
             Box::new(PaymentsAgainstOrders {
                 db: db.clone(),
                 ids: ids.clone(),

@@ -1,15 +1,16 @@
-//! Orders that should have ended (I11).
+//! Orders that should have ended, and orders whose amounts do not add up (I7, I11).
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
 
 use super::machine::State;
+use super::model::Amounts;
 use super::service::{Expired, OrderService};
 use super::store::{self, Due, Overdue};
 use crate::db::{Database, DbFault};
 use crate::ids::OrderId;
 use crate::ports::clock::SharedClock;
-use crate::reconciliation::{Comparison, ComparisonError, Found};
+use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, Search};
 
 /// How long after its time an order may wait to be given up.
 const PATIENCE: TimeDelta = TimeDelta::seconds(60);
@@ -68,5 +69,74 @@ impl Comparison for OrdersOverdue {
             Expired { paid: 1.., .. } => Ok(Some(format!("order {id} is paid: its gateway had the money"))),
             Expired { .. } => Ok(None),
         }
+    }
+}
+
+/// The amounts of each order add up, as [`Amounts`](super::model::Amounts) says.
+#[derive(Debug)]
+pub struct OrdersAmounts(pub Database);
+
+/// An order that is to be paid differently from what it comes to.
+struct Inconsistent {
+    order: OrderId,
+    amounts: Amounts,
+}
+
+impl Inconsistent {
+    fn found(&self) -> Found {
+        let Self { order, amounts } = self;
+        let Amounts { goods_amount_minor, shipping_fee_minor, order_amount_minor, .. } = amounts;
+        let Amounts { coupon_deduction_minor, balance_paid_minor, payable_minor, .. } = amounts;
+        Found {
+            subject: order.to_string(),
+            expected: "amounts that add up, none negative".to_owned(),
+            found: format!("{payable_minor} of {order_amount_minor} minor units to pay"),
+            detail: format!(
+                "Order {order} comes to {order_amount_minor} minor units, for goods of {goods_amount_minor} and shipping of \
+                 {shipping_fee_minor}; {payable_minor} are to pay, after a coupon of {coupon_deduction_minor} and \
+                 {balance_paid_minor} from the balance."
+            ),
+            action: LOOK_AT_IT,
+        }
+    }
+}
+
+const INCONSISTENT: Search<Inconsistent> = Search {
+    table: "orders",
+    sql: "SELECT o.id, o.goods_amount_minor, o.shipping_fee_minor, o.order_amount_minor, o.coupon_deduction_minor, \
+        o.balance_paid_minor, o.payable_minor FROM orders AS o WHERE o.id > ? AND o.id <= ? \
+        AND (o.order_amount_minor <> o.goods_amount_minor + o.shipping_fee_minor \
+        OR o.payable_minor <> o.order_amount_minor - o.coupon_deduction_minor - o.balance_paid_minor \
+        OR o.goods_amount_minor < 0 OR o.shipping_fee_minor < 0 OR o.coupon_deduction_minor < 0 \
+        OR o.balance_paid_minor < 0 OR o.payable_minor < 0)",
+    read: |row| {
+        Ok(Inconsistent {
+            order: OrderId(row.try_get("", "id")?),
+            amounts: Amounts {
+                goods_amount_minor: row.try_get("", "goods_amount_minor")?,
+                shipping_fee_minor: row.try_get("", "shipping_fee_minor")?,
+                order_amount_minor: row.try_get("", "order_amount_minor")?,
+                coupon_deduction_minor: row.try_get("", "coupon_deduction_minor")?,
+                balance_paid_minor: row.try_get("", "balance_paid_minor")?,
+                payable_minor: row.try_get("", "payable_minor")?,
+            },
+        })
+    },
+};
+
+#[async_trait]
+impl Comparison for OrdersAmounts {
+    fn name(&self) -> &'static str {
+        "orders_amounts"
+    }
+
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
+        Ok(INCONSISTENT.all(&self.0, &[]).await?.iter().map(Inconsistent::found).collect())
+    }
+
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
+        let Ok(order) = subject.parse::<OrderId>() else { return Ok(None) };
+        let still = INCONSISTENT.one(&self.0, order.0, &[]).await?;
+        Ok(still.map(|order| order.found().detail))
     }
 }

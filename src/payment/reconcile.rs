@@ -28,7 +28,8 @@ impl From<PaymentError> for ComparisonError {
     }
 }
 
-/// Every capture that is not on its way back pays an order, and every paid order has its capture.
+/// Every capture that is not on its way back pays an order, every paid order has its capture, and what goes back of a
+/// capture is all of it.
 #[derive(Debug)]
 pub struct PaymentsAgainstOrders {
     pub db: Database,
@@ -125,6 +126,53 @@ const UNPAID: Search<Unpaid> = Search {
     },
 };
 
+/// A refund that does not return what was captured.
+struct Uneven {
+    refund: RefundId,
+    order: OrderId,
+    /// None if it names none.
+    payment: Option<PaymentId>,
+    refunded_minor: i64,
+    /// For the same order; none if nothing was.
+    captured_minor: Option<i64>,
+}
+
+impl Uneven {
+    fn found(&self) -> Found {
+        let Self { refund, order, payment, refunded_minor, captured_minor } = self;
+        let captured_minor = captured_minor.unwrap_or(0);
+        let by = payment.map_or_else(|| "no payment".to_owned(), |payment| format!("payment {payment}"));
+        Found {
+            subject: format!("refund/{refund}"),
+            expected: format!("{captured_minor} minor units, as captured"),
+            found: format!("{refunded_minor} minor units"),
+            detail: format!(
+                "Refund {refund} of order {order} is over {refunded_minor} minor units; {captured_minor} were captured \
+                 for the order by {by}."
+            ),
+            action: LOOK_AT_IT,
+        }
+    }
+}
+
+/// A payment has one refund, so no order gets back more than was captured for it while each refund returns its payment.
+const UNEVEN: Search<Uneven> = Search {
+    table: "refund",
+    sql: "SELECT f.id, f.order_id, f.payment_id, f.amount_minor, p.amount_minor AS captured FROM refund AS f \
+        LEFT JOIN payment AS p ON p.id = f.payment_id AND p.order_id = f.order_id AND p.state = 'succeeded' \
+        AND p.currency = f.currency \
+        WHERE f.id > ? AND f.id <= ? AND f.state <> 'rejected' AND f.amount_minor <> COALESCE(p.amount_minor, 0)",
+    read: |row| {
+        Ok(Uneven {
+            refund: RefundId(row.try_get("", "id")?),
+            order: OrderId(row.try_get("", "order_id")?),
+            payment: row.try_get::<Option<i64>>("", "payment_id")?.map(PaymentId),
+            refunded_minor: row.try_get("", "amount_minor")?,
+            captured_minor: row.try_get("", "captured")?,
+        })
+    },
+};
+
 impl PaymentsAgainstOrders {
     async fn tell(&self, stray: &Stray) -> Result<Option<String>, ComparisonError> {
         let (ids, clock, policy) = (self.ids.clone(), self.clock.clone(), self.policy);
@@ -155,7 +203,9 @@ impl Comparison for PaymentsAgainstOrders {
     async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
         let strays = STRAYS.all(&self.db, &settled_before(&self.clock)).await?;
         let unpaid = UNPAID.all(&self.db, &[]).await?;
-        Ok(strays.iter().map(Stray::found).chain(unpaid.iter().map(Unpaid::found)).collect())
+        let uneven = UNEVEN.all(&self.db, &[]).await?;
+        let orders = strays.iter().map(Stray::found).chain(unpaid.iter().map(Unpaid::found));
+        Ok(orders.chain(uneven.iter().map(Uneven::found)).collect())
     }
 
     async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
@@ -166,6 +216,7 @@ impl Comparison for PaymentsAgainstOrders {
                 Some(stray) if stray.action() != LOOK_AT_IT => self.tell(&stray).await,
                 stray => Ok(stray.map(|stray| stray.found().detail)),
             },
+            "refund" => Ok(UNEVEN.one(&self.db, id.0, &[]).await?.map(|uneven| uneven.found().detail)),
             _ => Ok(UNPAID.one(&self.db, id.0, &[]).await?.map(|unpaid| unpaid.found().detail)),
         }
     }

@@ -19,8 +19,10 @@ stories!(
     a_coupon_that_an_ended_order_still_holds,
     an_order_without_the_coupon_that_made_it_cheaper,
     goods_that_a_live_order_does_not_hold,
+    amounts_that_do_not_add_up,
     an_order_that_outlived_its_time,
     a_refund_that_does_not_get_done,
+    a_refund_that_is_not_what_was_captured,
     a_gateway_that_says_otherwise,
 );
 
@@ -349,6 +351,20 @@ async fn goods_that_a_live_order_does_not_hold(app: &TestApp) {
     assert_eq!(differences(app).await, []);
 }
 
+async fn amounts_that_do_not_add_up(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let order = buy_from_balance(app, &alice).await;
+    for amount in ["payable_minor", "order_amount_minor", "goods_amount_minor"] {
+        let more = |by: i64| format!("UPDATE orders SET {amount} = {amount} + {by} WHERE id = {order}");
+        app.execute(&more(100)).await;
+        let looked_at = apply_only(app, "orders_amounts", "look_at_it").await;
+        assert_eq!((&looked_at["state"], &looked_at["subject"]), (&json!("open"), &json!(order)));
+        app.execute(&more(-100)).await;
+        assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+    }
+    assert_eq!(differences(app).await, []);
+}
+
 async fn an_order_that_outlived_its_time(app: &TestApp) {
     app.restart_with(|config| {
         config.jobs.schedules.order_deadlines = Schedule::OnDemand;
@@ -396,6 +412,25 @@ async fn a_refund_that_does_not_get_done(app: &TestApp) {
     app.operator().await.post(&approve, json!({})).await.is(200);
     eventually(async || state().await == "succeeded").await;
     assert_eq!(apply(app, failed["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+}
+
+async fn a_refund_that_is_not_what_was_captured(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await.order;
+    pay(app, &alice, &order, "t-1").await;
+    order_of(&alice, &order).becomes("paid").await;
+    alice.post(&format!("/orders/{order}/refunds"), json!({"reason": "too small"})).await.is(202);
+    order_of(&alice, &order).becomes("refunded").await;
+    app.is_quiet().await;
+    assert_eq!(differences(app).await, []);
+
+    app.execute("UPDATE refund SET amount_minor = amount_minor + 1").await;
+    let looked_at = apply_only(app, "orders_payments", "look_at_it").await;
+    assert_eq!((&looked_at["state"], &looked_at["found"]), (&json!("open"), &json!("1235 minor units")));
+    assert_eq!(looked_at["expected"], "1234 minor units, as captured");
+    app.execute("UPDATE refund SET amount_minor = amount_minor - 1").await;
+    assert_eq!(apply(app, looked_at["id"].as_str().unwrap()).await.is(200)["state"], "gone");
+    assert_eq!(differences(app).await, []);
 }
 
 async fn a_gateway_that_says_otherwise(app: &TestApp) {

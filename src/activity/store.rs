@@ -7,7 +7,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder
 
 use super::machine::State;
 use super::model::{Activity, Count, Due, Invalid, Listing, Name, Sale, Window};
-use crate::db::{DbFault, Tx};
+use crate::db::{DbFault, Tx, turn};
 use crate::ids::{ActivityId, GoodsId, UserId};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
 use crate::stock::blocks;
@@ -22,6 +22,7 @@ pub(super) async fn find(
 
 /// Reads an activity and keeps everybody else from changing it, and batches of takes from starting, until `tx` ends.
 pub(super) async fn lock(tx: &Tx, id: ActivityId) -> Result<Option<Activity>, DbFault> {
+    turn::to_change(tx, id.0).await?;
     // SQLite has one writer, and this is its transaction.
     let row = activity::Entity::find_by_id(id.0).lock_exclusive().one(tx).await?;
     row.map(parse).transpose()

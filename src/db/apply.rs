@@ -13,13 +13,15 @@ use sea_query_sqlx::SqlxValues;
 use tracing::warn;
 
 use super::bulk::{self, Script};
-use super::{Database, DbFault, Tx, fault};
+use super::{Database, DbFault, Tx, fault, turn};
 use crate::faults;
 
 /// What must still be so for changes to be made, in the notation of [`Rows::statement`](bulk::Rows::statement) without
 /// rows.
 #[derive(Debug, Clone)]
 pub enum Fence {
+    /// The [turn] to share the row with this id, which the next fence finds.
+    Turn(i64),
     /// A SELECT that must find a row of the one table it names.
     Finds(&'static str, Vec<Value>),
     /// A change that must touch a row.
@@ -72,6 +74,7 @@ impl Database {
         let (mut sql, mut values, fenced) = (String::with_capacity(2048), Vec::new(), fences.len());
         for (i, fence) in fences.into_iter().enumerate() {
             let (template, scalars, end) = match fence {
+                Fence::Turn(id) => (turn::SHARED, vec![id.into()], ")"),
                 Fence::Finds(template, scalars) => (template, scalars, " FOR SHARE)"),
                 Fence::Touches(template, scalars) => (template, scalars, " RETURNING 1)"),
             };
@@ -105,6 +108,7 @@ impl Database {
         for fence in fences {
             // `changes()` is what the statement before touched.
             let (before, template, scalars, after) = match fence {
+                Fence::Turn(_) => continue,
                 Fence::Finds(template, scalars) => {
                     ("SELECT json(iif(EXISTS(", template, scalars, "), '0', ''));")
                 }
@@ -134,6 +138,7 @@ impl Database {
         let work = |tx: Tx| async move {
             for fence in fences {
                 let found = match fence {
+                    Fence::Turn(_) => true,
                     Fence::Finds(template, scalars) => {
                         let locking = format!("{template} LOCK IN SHARE MODE");
                         let query = bulk::statement(DbBackend::MySql, &locking, scalars);
@@ -247,6 +252,7 @@ mod tests {
         // Nothing is changed if a fence finds no row, wherever it stands, and the connection is as good as before.
         for fences in [
             vec![known("c")],
+            vec![Fence::Turn(1), known("c")],
             vec![taken_over("c", 2)],
             vec![known("a"), taken_over("a", 2), known("c")],
             vec![taken_over("a", 2), taken_over("c", 2)],
@@ -265,7 +271,8 @@ mod tests {
         assert!(!refused.is_ambiguous(), "{refused}");
         assert_eq!(rows(&db).await, first);
 
-        assert!(db.apply(vec![known("a"), taken_over("b", 2)], insert(&["c"])).await.unwrap());
+        let fences = vec![Fence::Turn(1), known("a"), taken_over("b", 2)];
+        assert!(db.apply(fences, insert(&["c"])).await.unwrap());
         assert_eq!(rows(&db).await, [("a".to_owned(), 1), ("b".to_owned(), 2), ("c".to_owned(), 1)]);
         let transaction =
             db.transaction(|tx| async move { Ok::<_, DbFault>(insert(&["e"]).execute(&tx).await?) });

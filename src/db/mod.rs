@@ -14,6 +14,7 @@ mod crowd;
 mod fault;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod turn;
 mod tx;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -19,7 +19,7 @@ use super::ThisNode;
 use super::ranges::{count, highest, nth_free, pieces, size, within};
 use super::window::HeldBlock;
 use crate::db::bulk::{self, Rows};
-use crate::db::{DbFault, Tx, now_micros};
+use crate::db::{DbFault, Tx, now_micros, turn};
 use crate::ids::{ActivityId, BlockId, Ids};
 
 /// Blocks are kept at least this many times smaller than an even share, so that nodes that sell faster find more.
@@ -160,6 +160,7 @@ async fn take_over(
 /// Keeps everyone else from changing where blocks begin and end, and from counting in them, until `tx` ends. Batches and
 /// releases share the activity's row while they count; so nobody waits for a block that is cut in two meanwhile.
 async fn lock_layout(tx: &Tx, activity: ActivityId) -> Result<(), DbFault> {
+    turn::to_change(tx, activity.0).await?;
     entities::activity::Entity::find_by_id(activity.0).lock_exclusive().one(tx).await?;
     Ok(())
 }

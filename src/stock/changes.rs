@@ -13,7 +13,7 @@ use super::model::{AdjustError, ReleaseError, Take};
 use super::release::release;
 use super::store::StockStore;
 use crate::activity::machine::State;
-use crate::db::{DbFault, Tx};
+use crate::db::{DbFault, Tx, turn};
 use crate::idempotency::{self, Answered, RequestKey};
 use crate::ids::{ActivityId, AdjustmentId, Ids, TakeId, UserId};
 use crate::messaging::outbox;
@@ -111,6 +111,7 @@ pub(super) async fn adjust(
     change: Adjustment,
 ) -> Result<Adjusted, AdjustError> {
     let id = change.activity;
+    turn::to_change(tx, id.0).await?;
     let locked = activity::Entity::find_by_id(id.0).lock_exclusive().one(tx).await.map_err(DbFault::from)?;
     let row = locked.ok_or(AdjustError::NotFound)?;
     if row.state == State::Closed.word() {

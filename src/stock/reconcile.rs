@@ -11,7 +11,7 @@ use sea_orm::{
 };
 
 use super::{blocks, projection};
-use crate::db::{Database, DbFault, bulk};
+use crate::db::{Database, DbFault, bulk, turn};
 use crate::ids::{ActivityId, BlockId};
 use crate::reconciliation::{Comparison, ComparisonError, Found};
 
@@ -120,6 +120,7 @@ impl Comparison for TotalAgainstBlocks {
     async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
         let Ok(id) = subject.parse::<ActivityId>() else { return Ok(None) };
         let mending = self.0.transaction(move |tx| async move {
+            turn::to_change(&tx, id.0).await?;
             activity::Entity::find_by_id(id.0).lock_exclusive().one(&tx).await?;
             let Some(&(_, total, tokens)) = totals(&tx, Some(id)).await?.first() else { return Ok(None) };
             if total == tokens {

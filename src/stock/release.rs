@@ -13,7 +13,7 @@ use super::changes::no_longer_sold_out;
 use super::events::TakeReleased;
 use super::model::{ReleaseError, Take, TakeState};
 use crate::db::bulk::{self, Column, Rows, Script};
-use crate::db::{DbFault, Tx};
+use crate::db::{DbFault, Tx, turn};
 use crate::ids::{ActivityId, Ids, TakeId};
 use crate::messaging::consumer::{Group, Handler, HandlerError};
 use crate::messaging::envelope::Envelope;
@@ -136,12 +136,14 @@ fn released<'a>(take: &Take, now: Timestamp, reason: &'a str) -> TakeReleased<&'
 async fn lock_activity(tx: &Tx, id: ActivityId) -> Result<(), DbFault> {
     let is_sold_out = |row: Option<activity::Model>| row.is_some_and(|row| row.sold_out_at.is_some());
     // Looked at first without a lock: two releases that both share the row could not both change it.
-    if is_sold_out(activity::Entity::find_by_id(id.0).one(tx).await?)
-        || is_sold_out(activity::Entity::find_by_id(id.0).lock_shared().one(tx).await?)
-    {
-        no_longer_sold_out(tx, id).await?;
+    if !is_sold_out(activity::Entity::find_by_id(id.0).one(tx).await?) {
+        turn::to_share(tx, id.0).await?;
+        if !is_sold_out(activity::Entity::find_by_id(id.0).lock_shared().one(tx).await?) {
+            return Ok(());
+        }
     }
-    Ok(())
+    turn::to_change(tx, id.0).await?;
+    no_longer_sold_out(tx, id).await
 }
 
 /// The consumer group that takes the tokens of flash-sale orders back that ended before they were shipped.

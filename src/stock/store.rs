@@ -17,7 +17,7 @@ use crate::activity::machine::State;
 use crate::activity::model::Window;
 use crate::cluster::Cluster;
 use crate::db::bulk::{Column, Rows, Script};
-use crate::db::{Database, DbFault, Fence};
+use crate::db::{Database, DbFault, Fence, turn};
 use crate::idempotency::{self, Answer, RequestKey};
 use crate::ids::{ActivityId, BatchId, GoodsId, Ids, TakeId, UserId};
 use crate::messaging::outbox::{self, Events};
@@ -235,6 +235,7 @@ impl StockStore {
             .transaction(move |tx| {
                 let (ids, now) = (ids.clone(), clock.now());
                 async move {
+                    turn::to_change(&tx, activity.0).await?;
                     let marked = activity::Entity::update_many()
                         .col_expr(activity::Column::SoldOutAt, Some(to_micros(now)).into())
                         .filter(activity::Column::Id.eq(activity.0))
@@ -293,6 +294,7 @@ pub(super) async fn commit(db: &Database, ids: &Ids, batch: Batch) -> Result<(),
 fn fences(batch: &Batch) -> Vec<Fence> {
     let sold = i32::try_from(batch.takes.len()).unwrap_or(i32::MAX);
     vec![
+        Fence::Turn(batch.activity.0),
         Fence::Finds(
             "SELECT 1 FROM activity WHERE id = ? AND version = ?",
             vec![batch.activity.0.into(), batch.version.into()],

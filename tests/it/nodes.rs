@@ -1,17 +1,37 @@
 //! Several servers on one database, and servers that come and go.
 
+use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::future::{join, join_all};
 use reqwest::Method;
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 
+use crate::support::database::session;
 use crate::support::process::Launch;
-use crate::support::{Answer, Client, Offer, Take, TestApp, eventually, shared_stories, stories};
+use crate::support::{
+    Answer, Client, Engine, Offer, Take, TestApp, eventually, shared_stories, stories, tell,
+};
 use crate::takes::{crowd, take_all, tokens};
 
 stories!(a_restart_loses_nothing, a_shop_keeps_its_currency);
+
+/// Where a row that is shared can be shared further while somebody waits to change it.
+mod turns {
+    use super::*;
+
+    #[test]
+    fn changes_get_their_turn_among_sharers() {
+        tell(Engine::Postgres, super::changes_get_their_turn_among_sharers);
+    }
+
+    #[test]
+    fn batches_wait_behind_a_change() {
+        tell(Engine::Postgres, super::batches_wait_behind_a_change);
+    }
+}
 
 /// On databases that servers share.
 mod shared {
@@ -301,4 +321,53 @@ async fn a_shop_keeps_its_currency(app: &TestApp) {
         let (code, told) = run(amounts_do_not_matter).await;
         assert_eq!(code, Some(0), "{told}");
     }
+}
+
+/// The sharers stand for batches of many nodes: each waits its turn, and there is some at any moment.
+async fn changes_get_their_turn_among_sharers(app: &TestApp) {
+    let (activity, operator) = (app.running(Offer::of(400)).await, app.operator().await);
+    let share = format!(
+        "SELECT pg_advisory_xact_lock_shared({activity}); \
+         SELECT 1 FROM activity WHERE id = {activity} FOR SHARE; SELECT pg_sleep(0.1 + 0.4 * random())"
+    );
+    let changed = Cell::new(false);
+    let sharing = (0..8).map(async |_| {
+        let session = session(&app.database.url).await;
+        while !changed.get() {
+            session.execute_unprepared(&share).await.unwrap();
+        }
+        session.close().await.unwrap();
+    });
+    let changing = async {
+        // What a node sells first it has to claim.
+        let take = app.customer("alice").await.take(&activity).await.take();
+        operator.release(&take.id).await.is(200);
+        operator.adjust(&activity, 100).await.is(201);
+        operator.asks(&activity, "close").await.is(200);
+        changed.set(true);
+    };
+    join(join_all(sharing), changing).await;
+    assert_eq!(app.remaining(&activity).await, 500);
+}
+
+async fn batches_wait_behind_a_change(app: &TestApp) {
+    const WAITING: &str = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND NOT granted \
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let (activity, alice) = (app.running(Offer::of(2)).await, app.customer("alice").await);
+    alice.take(&activity).await.take();
+    let changer = session(&app.database.url).await;
+    for statement in ["BEGIN", &format!("SELECT pg_advisory_xact_lock({activity})")] {
+        changer.execute_unprepared(statement).await.unwrap();
+    }
+    let changing = async {
+        eventually(async || {
+            let waiting = Statement::from_string(DbBackend::Postgres, WAITING);
+            changer.query_one_raw(waiting).await.unwrap().is_some()
+        })
+        .await;
+        changer.execute_unprepared("COMMIT").await.unwrap();
+    };
+    let (answer, ()) = join(alice.take(&activity), changing).await;
+    answer.take();
+    changer.close().await.unwrap();
 }

@@ -19,10 +19,10 @@ mod panic;
 
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 use crate::support::Engine;
-use crate::support::database::TestDatabase;
+use crate::support::database::{TestDatabase, session};
 use crate::support::ledger::{Ledger, Sale, Verdict};
 use crate::support::process::Launch;
 
@@ -94,13 +94,6 @@ async fn judge(url: &str, sale: &Sale, ledger: &Ledger) -> Verdict {
     let verdict = ledger.judge(sale, &database).await;
     database.close().await.unwrap();
     verdict
-}
-
-/// One connection to a database, to look and to meddle.
-async fn session(url: &str) -> DatabaseConnection {
-    let mut options = ConnectOptions::new(url);
-    options.max_connections(1).idle_timeout(None).max_lifetime(None).sqlx_logging(false);
-    Database::connect(options).await.unwrap()
 }
 
 /// The one number a query answers with.

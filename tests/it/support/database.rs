@@ -67,6 +67,13 @@ impl TestDatabase {
     }
 }
 
+/// One connection to a database, to look and to meddle: what is begun on it stays open.
+pub(crate) async fn session(url: &str) -> DatabaseConnection {
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(1).idle_timeout(None).max_lifetime(None).sqlx_logging(false);
+    Database::connect(options).await.unwrap()
+}
+
 async fn connect(url: &str) -> DatabaseConnection {
     let mut options = ConnectOptions::new(url);
     options.max_connections(2).sqlx_logging(false);

@@ -77,20 +77,21 @@ enum Holds {
 
 /// Those orders of `wishes` that are drafts, and stay drafts until `tx` ends.
 async fn lock_drafts(tx: &Tx, goods: GoodsId, wishes: &[Wish]) -> Result<HashMap<OrderId, Holds>, DbFault> {
+    let backend = tx.get_database_backend();
+    let named = bulk::join_locked(backend, "orders AS o", bulk::PRIMARY_KEY);
+    let lock = bulk::for_share(backend, "o");
     // "+ 0": planned while the ledger is empty, the index of the goods would look as good as that of the order, and every
     // look would read all sales of the goods.
-    const DRAFTS: &str = "SELECT o.id AS id, l.id AS entry FROM {rows} \
-        JOIN orders AS o ON o.id = r.id AND o.state = 'draft' \
+    let drafts = format!(
+        "SELECT o.id AS id, l.id AS entry FROM {{rows}} {named} ON o.id = r.id AND o.state = 'draft' \
         LEFT JOIN goods_ledger AS l ON l.reference_id = o.id AND l.goods_id + 0 = ? AND l.kind = 'sale' \
-        ORDER BY o.id";
-    let backend = tx.get_database_backend();
-    let lock = bulk::for_share(backend, "o");
+        ORDER BY o.id{lock}"
+    );
     let mut orders: Vec<i64> = wishes.iter().map(|wish| wish.order.0).collect();
     orders.sort_unstable();
     orders.dedup();
     let rows = Rows::new().column("id", Column::Big(orders));
-    let found =
-        tx.query_all_raw(rows.statement(backend, &format!("{DRAFTS}{lock}"), [goods.0.into()])).await?;
+    let found = tx.query_all_raw(rows.statement(backend, &drafts, [goods.0.into()])).await?;
     found
         .into_iter()
         .map(|row| {

@@ -131,27 +131,41 @@ pub fn statement(backend: DbBackend, template: &str, scalars: impl IntoIterator<
 }
 
 /// The template of an UPDATE of each row of `table` that `rows` name by `on`: `update(backend, "take", "state = r.to_state",
-/// "id = r.take")`. The names of the rows' columns are none of the table's; only `set` has placeholders.
+/// "id = r.take")`. They name its primary key. The names of the rows' columns are none of the table's; only `set` has
+/// placeholders.
 pub fn update(backend: DbBackend, table: &str, set: &str, on: &str) -> String {
     match backend {
-        // Free to choose, it reads a small table first, and locks all of it.
-        DbBackend::MySql => format!("UPDATE {{rows}} STRAIGHT_JOIN {table} ON {on} SET {set}"),
+        DbBackend::MySql => {
+            let joined = join_locked(backend, table, PRIMARY_KEY);
+            format!("UPDATE {{rows}} {joined} ON {on} SET {set}")
+        }
         _ => format!("UPDATE {table} SET {set} FROM {{rows}} WHERE {on}"),
     }
 }
 
-/// The template of a SELECT that reads and locks each row of `table` that `rows` name by `key`, in the order of the keys:
-/// who locks several never waits in a circle.
+/// The template of a SELECT that reads and locks each row of `table` that `rows` name by `key`, its primary key, in the
+/// order of the keys: who locks several never waits in a circle.
 pub fn select_for_update(backend: DbBackend, table: &str, key: &str, named: &str) -> String {
-    let lock = for_update(backend, "t");
-    match backend {
+    let joined = join_locked(backend, &format!("{table} AS t"), PRIMARY_KEY);
+    let order = match backend {
         // The rows are read, and so locked, in the order in which they are named.
-        DbBackend::MySql => {
-            format!("SELECT t.* FROM {{rows}} STRAIGHT_JOIN {table} AS t ON t.{key} = r.{named}{lock}")
-        }
-        _ => format!(
-            "SELECT t.* FROM {{rows}} JOIN {table} AS t ON t.{key} = r.{named} ORDER BY t.{key}{lock}"
-        ),
+        DbBackend::MySql => String::new(),
+        _ => format!(" ORDER BY t.{key}"),
+    };
+    let lock = for_update(backend, "t");
+    format!("SELECT t.* FROM {{rows}} {joined} ON t.{key} = r.{named}{order}{lock}")
+}
+
+/// What MySQL calls the index of a primary key.
+pub const PRIMARY_KEY: &str = "PRIMARY";
+
+/// How `table` is joined to `{rows}` by a statement that locks it: those rows of it that they name by `index`, and no
+/// others.
+pub fn join_locked(backend: DbBackend, table: &str, index: &str) -> String {
+    match backend {
+        // Free to choose, it reads all of a small table, locks it and waits for whoever changes a row of it.
+        DbBackend::MySql => format!("STRAIGHT_JOIN {table} FORCE INDEX ({index})"),
+        _ => format!("JOIN {table}"),
     }
 }
 

@@ -97,9 +97,10 @@ async fn read(tx: &Tx, takes: &BTreeMap<TakeId, &str>, template: &str) -> Result
 /// How many of the tokens of `takes` lie in each block, the blocks locked.
 async fn freed_by_block(tx: &Tx, takes: &[Take]) -> Result<BTreeMap<i64, i32>, DbFault> {
     let backend = tx.get_database_backend();
+    let blocks = bulk::join_locked(backend, "token_block b", "token_block_activity_first");
     let lock = bulk::for_update(backend, "b");
     let sql = format!(
-        "SELECT b.id, r.take_id FROM {{rows}} JOIN token_block b ON b.activity_id = r.activity_id \
+        "SELECT b.id, r.take_id FROM {{rows}} {blocks} ON b.activity_id = r.activity_id \
          AND r.token BETWEEN b.first_token AND b.last_token ORDER BY b.id{lock}"
     );
     let rows = Rows::new()

@@ -2,10 +2,12 @@
 
 use chrono::TimeDelta;
 use futures_util::future::join_all;
+use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 
+use crate::support::database::session;
 use crate::support::payments::{order_of, pay};
-use crate::support::{Client, TestApp, eventually, stories};
+use crate::support::{Client, TestApp, eventually, shared_stories, stories};
 
 stories!(
     from_the_cart_to_the_refund,
@@ -18,6 +20,32 @@ stories!(
     a_repeated_order_is_one_order,
     a_refund_before_shipping_gives_everything_back,
 );
+
+/// On databases that lock rows.
+mod shared {
+    use super::*;
+
+    shared_stories!(an_order_does_not_wait_for_another);
+
+    async fn an_order_does_not_wait_for_another(app: &TestApp) {
+        let shop = Shop::open(app).await;
+        let goods = shop.goods(20000, 5).await;
+        let (alice, bob) = (app.customer("alice").await, app.customer("bob").await);
+        let theirs = text(&bob.post("/orders", wish(&goods, 1, 20000, 0)).await.is(201)["id"]);
+        app.is_quiet().await;
+        let holder = session(&app.database.url).await;
+        let change = format!("UPDATE orders SET state = 'draft' WHERE id = {theirs}");
+        for statement in ["BEGIN", &change] {
+            holder.execute_unprepared(statement).await.unwrap();
+        }
+
+        alice.post("/orders", wish(&goods, 1, 20000, 0)).await.is(201);
+
+        holder.execute_unprepared("ROLLBACK").await.unwrap();
+        holder.close().await.unwrap();
+        assert_eq!(shop.available(&goods).await, 3);
+    }
+}
 
 /// Goods on sale, and customers with money.
 pub(crate) struct Shop<'a> {

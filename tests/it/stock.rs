@@ -1,10 +1,13 @@
 //! Stock that changes while it is sold.
 
+use entities::token_block;
 use futures_util::future::join;
 use reqwest::Method;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
 use serde_json::json;
 
-use crate::support::{Answer, Offer, TestApp, stories};
+use crate::support::database::session;
+use crate::support::{Answer, Offer, TestApp, shared_stories, stories};
 use crate::takes::{crowd, take_all, tokens};
 
 stories!(
@@ -14,6 +17,36 @@ stories!(
     an_adjustment_happens_once,
     stock_stays_within_its_bounds,
 );
+
+/// On databases that lock rows.
+mod shared {
+    use super::*;
+
+    shared_stories!(a_release_does_not_wait_for_another_activity);
+
+    async fn a_release_does_not_wait_for_another_activity(app: &TestApp) {
+        let (mine, other) = (app.running(Offer::of(5)).await, app.running(Offer::of(5)).await);
+        let (alice, operator) = (app.customer("alice").await, app.operator().await);
+        let (take, theirs) = (alice.take(&mine).await.take(), alice.take(&other).await.take());
+        let block = token_block::Entity::find()
+            .filter(token_block::Column::ActivityId.eq(other.parse::<i64>().unwrap()));
+        let holder = session(&app.database.url).await;
+        let block = block.one(&holder).await.unwrap().unwrap().id;
+        for change in [
+            "BEGIN".to_owned(),
+            format!("UPDATE token_block SET sold = sold WHERE id = {block}"),
+            format!("UPDATE take SET state = state WHERE id = {}", theirs.id),
+        ] {
+            holder.execute_unprepared(&change).await.unwrap();
+        }
+
+        operator.release(&take.id).await.is(200);
+
+        holder.execute_unprepared("ROLLBACK").await.unwrap();
+        holder.close().await.unwrap();
+        assert_eq!((app.remaining(&mine).await, app.remaining(&other).await), (5, 4));
+    }
+}
 
 async fn what_is_sold_cannot_be_withdrawn(app: &TestApp) {
     let activity = app.running(Offer::of(10)).await;

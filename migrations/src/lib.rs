@@ -26,6 +26,10 @@ mod m20261121_000015_payment_wish;
 mod m20261121_000016_points_and_stores;
 mod m20261121_000017_recheck_and_trimming;
 mod m20261121_000018_shop;
+mod steps;
+
+#[cfg(feature = "faults")]
+pub use steps::AFTER_STEP;
 
 /// Applies the schema changes in the order of [`Migrator::migrations`].
 #[derive(Debug)]

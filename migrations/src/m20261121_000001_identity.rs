@@ -3,6 +3,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::{id, optional_big, optional_text, required_big, required_text, table};
+use crate::steps::{create_table, drop_table, index};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -40,60 +41,52 @@ enum RevokedToken {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, Users::Table)
-                    .col(id(Users::Id))
-                    .col(required_text(Users::Provider, 16))
-                    .col(required_text(Users::Subject, 128))
-                    .col(required_text(Users::Name, 128))
-                    .col(required_text(Users::Roles, 64))
-                    .col(optional_text(Users::PasswordHash, 256))
-                    .col(optional_big(Users::FirstLoginAt))
-                    .col(required_big(Users::CreatedAt))
-                    .index(
-                        Index::create()
-                            .unique()
-                            .name("users_provider_subject")
-                            .col(Users::Provider)
-                            .col(Users::Subject),
-                    )
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, SigningKey::Table)
-                    .col(required_text(SigningKey::Kid, 32).primary_key())
-                    .col(required_text(SigningKey::Secret, 128))
-                    .col(required_big(SigningKey::CreatedAt))
-                    .col(optional_big(SigningKey::RetiresAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, RevokedToken::Table)
-                    .col(id(RevokedToken::Id))
-                    .col(required_big(RevokedToken::ExpiresAt))
-                    .col(required_big(RevokedToken::RevokedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("revoked_token_revoked_at")
-                    .table(RevokedToken::Table)
-                    .col(RevokedToken::RevokedAt)
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, Users::Table)
+                .col(id(Users::Id))
+                .col(required_text(Users::Provider, 16))
+                .col(required_text(Users::Subject, 128))
+                .col(required_text(Users::Name, 128))
+                .col(required_text(Users::Roles, 64))
+                .col(optional_text(Users::PasswordHash, 256))
+                .col(optional_big(Users::FirstLoginAt))
+                .col(required_big(Users::CreatedAt))
+                .index(
+                    Index::create()
+                        .unique()
+                        .name("users_provider_subject")
+                        .col(Users::Provider)
+                        .col(Users::Subject),
+                )
+                .take(),
+        )
+        .await?;
+        create_table(
+            manager,
+            table(manager, SigningKey::Table)
+                .col(required_text(SigningKey::Kid, 32).primary_key())
+                .col(required_text(SigningKey::Secret, 128))
+                .col(required_big(SigningKey::CreatedAt))
+                .col(optional_big(SigningKey::RetiresAt))
+                .take(),
+        )
+        .await?;
+        create_table(
+            manager,
+            table(manager, RevokedToken::Table)
+                .col(id(RevokedToken::Id))
+                .col(required_big(RevokedToken::ExpiresAt))
+                .col(required_big(RevokedToken::RevokedAt))
+                .take(),
+        )
+        .await?;
+        index(manager, RevokedToken::Table, "revoked_token_revoked_at", [RevokedToken::RevokedAt]).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(RevokedToken::Table).take()).await?;
-        manager.drop_table(Table::drop().table(SigningKey::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Users::Table).take()).await
+        drop_table(manager, RevokedToken::Table).await?;
+        drop_table(manager, SigningKey::Table).await?;
+        drop_table(manager, Users::Table).await
     }
 }

@@ -9,6 +9,7 @@ use sea_orm_migration::prelude::*;
 use crate::columns::{
     id, optional_big, optional_int, optional_text, required_big, required_int, required_text, table,
 };
+use crate::steps::{create_table, drop_table, index};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -77,119 +78,107 @@ enum StockAdjustment {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, Activity::Table)
-                    .col(id(Activity::Id))
-                    .col(required_text(Activity::Name, 128))
-                    .col(required_text(Activity::Kind, 16))
-                    .col(required_text(Activity::State, 16))
-                    .col(required_big(Activity::StartsAt))
-                    .col(required_big(Activity::EndsAt))
-                    .col(required_int(Activity::StockTotal))
-                    .col(optional_int(Activity::TakeLimitPerUser))
-                    .col(optional_big(Activity::SoldOutAt))
-                    .col(required_big(Activity::Version))
-                    .col(required_big(Activity::CreatedBy))
-                    .col(required_big(Activity::CreatedAt))
-                    .col(required_big(Activity::UpdatedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("activity_state_id")
-                    .table(Activity::Table)
-                    .col(Activity::State)
-                    .col(Activity::Id)
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, TokenBlock::Table)
-                    .col(id(TokenBlock::Id))
-                    .col(required_big(TokenBlock::ActivityId))
-                    .col(required_int(TokenBlock::FirstToken))
-                    .col(required_int(TokenBlock::LastToken))
-                    .col(required_text(TokenBlock::State, 8))
-                    .col(optional_int(TokenBlock::OwnerNode))
-                    .col(optional_big(TokenBlock::OwnerIncarnation))
-                    .col(required_big(TokenBlock::Epoch))
-                    .col(required_int(TokenBlock::Sold))
-                    .index(
-                        Index::create()
-                            .unique()
-                            .name("token_block_activity_first")
-                            .col(TokenBlock::ActivityId)
-                            .col(TokenBlock::FirstToken),
-                    )
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, Take::Table)
-                    .col(id(Take::Id))
-                    .col(required_big(Take::ActivityId))
-                    .col(required_big(Take::UserId))
-                    .col(required_int(Take::TokenNo))
-                    .col(required_int(Take::TakeNo))
-                    .col(optional_int(Take::LiveToken))
-                    .col(optional_int(Take::LiveTakeNo))
-                    .col(required_text(Take::State, 8))
-                    .col(required_big(Take::TakenAt))
-                    .col(optional_big(Take::ReleasedAt))
-                    .col(optional_text(Take::ReleaseReason, 256))
-                    .index(
-                        Index::create()
-                            .unique()
-                            .name("take_activity_live_token")
-                            .col(Take::ActivityId)
-                            .col(Take::LiveToken),
-                    )
-                    // The user leads, so that the same key also finds one user's takes over all activities.
-                    .index(
-                        Index::create()
-                            .unique()
-                            .name("take_user_activity_live_take_no")
-                            .col(Take::UserId)
-                            .col(Take::ActivityId)
-                            .col(Take::LiveTakeNo),
-                    )
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, StockAdjustment::Table)
-                    .col(id(StockAdjustment::Id))
-                    .col(required_big(StockAdjustment::ActivityId))
-                    .col(required_int(StockAdjustment::Delta))
-                    .col(required_int(StockAdjustment::StockTotal))
-                    .col(required_text(StockAdjustment::Reason, 256))
-                    .col(required_big(StockAdjustment::AdjustedBy))
-                    .col(required_big(StockAdjustment::CreatedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("stock_adjustment_activity")
-                    .table(StockAdjustment::Table)
-                    .col(StockAdjustment::ActivityId)
-                    .col(StockAdjustment::Id)
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, Activity::Table)
+                .col(id(Activity::Id))
+                .col(required_text(Activity::Name, 128))
+                .col(required_text(Activity::Kind, 16))
+                .col(required_text(Activity::State, 16))
+                .col(required_big(Activity::StartsAt))
+                .col(required_big(Activity::EndsAt))
+                .col(required_int(Activity::StockTotal))
+                .col(optional_int(Activity::TakeLimitPerUser))
+                .col(optional_big(Activity::SoldOutAt))
+                .col(required_big(Activity::Version))
+                .col(required_big(Activity::CreatedBy))
+                .col(required_big(Activity::CreatedAt))
+                .col(required_big(Activity::UpdatedAt))
+                .take(),
+        )
+        .await?;
+        index(manager, Activity::Table, "activity_state_id", [Activity::State, Activity::Id]).await?;
+        create_table(
+            manager,
+            table(manager, TokenBlock::Table)
+                .col(id(TokenBlock::Id))
+                .col(required_big(TokenBlock::ActivityId))
+                .col(required_int(TokenBlock::FirstToken))
+                .col(required_int(TokenBlock::LastToken))
+                .col(required_text(TokenBlock::State, 8))
+                .col(optional_int(TokenBlock::OwnerNode))
+                .col(optional_big(TokenBlock::OwnerIncarnation))
+                .col(required_big(TokenBlock::Epoch))
+                .col(required_int(TokenBlock::Sold))
+                .index(
+                    Index::create()
+                        .unique()
+                        .name("token_block_activity_first")
+                        .col(TokenBlock::ActivityId)
+                        .col(TokenBlock::FirstToken),
+                )
+                .take(),
+        )
+        .await?;
+        create_table(
+            manager,
+            table(manager, Take::Table)
+                .col(id(Take::Id))
+                .col(required_big(Take::ActivityId))
+                .col(required_big(Take::UserId))
+                .col(required_int(Take::TokenNo))
+                .col(required_int(Take::TakeNo))
+                .col(optional_int(Take::LiveToken))
+                .col(optional_int(Take::LiveTakeNo))
+                .col(required_text(Take::State, 8))
+                .col(required_big(Take::TakenAt))
+                .col(optional_big(Take::ReleasedAt))
+                .col(optional_text(Take::ReleaseReason, 256))
+                .index(
+                    Index::create()
+                        .unique()
+                        .name("take_activity_live_token")
+                        .col(Take::ActivityId)
+                        .col(Take::LiveToken),
+                )
+                // The user leads, so that the same key also finds one user's takes over all activities.
+                .index(
+                    Index::create()
+                        .unique()
+                        .name("take_user_activity_live_take_no")
+                        .col(Take::UserId)
+                        .col(Take::ActivityId)
+                        .col(Take::LiveTakeNo),
+                )
+                .take(),
+        )
+        .await?;
+        create_table(
+            manager,
+            table(manager, StockAdjustment::Table)
+                .col(id(StockAdjustment::Id))
+                .col(required_big(StockAdjustment::ActivityId))
+                .col(required_int(StockAdjustment::Delta))
+                .col(required_int(StockAdjustment::StockTotal))
+                .col(required_text(StockAdjustment::Reason, 256))
+                .col(required_big(StockAdjustment::AdjustedBy))
+                .col(required_big(StockAdjustment::CreatedAt))
+                .take(),
+        )
+        .await?;
+        index(
+            manager,
+            StockAdjustment::Table,
+            "stock_adjustment_activity",
+            [StockAdjustment::ActivityId, StockAdjustment::Id],
+        )
+        .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(StockAdjustment::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Take::Table).take()).await?;
-        manager.drop_table(Table::drop().table(TokenBlock::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Activity::Table).take()).await
+        drop_table(manager, StockAdjustment::Table).await?;
+        drop_table(manager, Take::Table).await?;
+        drop_table(manager, TokenBlock::Table).await?;
+        drop_table(manager, Activity::Table).await
     }
 }

@@ -6,6 +6,7 @@ use sea_orm_migration::prelude::*;
 use crate::columns::{
     id, long_text, optional_big, optional_text, required_big, required_int, required_text, table,
 };
+use crate::steps::{create_table, drop_table, index, unique_index};
 
 /// A group's name: at most this many bytes.
 const GROUP: u32 = 64;
@@ -83,83 +84,77 @@ enum QueuedEvents {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, ConsumerLog::Table)
-                    .col(required_text(ConsumerLog::GroupName, GROUP))
-                    .col(required_big(ConsumerLog::EventId))
-                    .col(required_text(ConsumerLog::EventType, 64))
-                    .col(required_big(ConsumerLog::AppliedAt))
-                    .col(required_int(ConsumerLog::Attempts))
-                    .primary_key(Index::create().col(ConsumerLog::GroupName).col(ConsumerLog::EventId))
-                    .take(),
-            )
-            .await?;
+        create_table(
+            manager,
+            table(manager, ConsumerLog::Table)
+                .col(required_text(ConsumerLog::GroupName, GROUP))
+                .col(required_big(ConsumerLog::EventId))
+                .col(required_text(ConsumerLog::EventType, 64))
+                .col(required_big(ConsumerLog::AppliedAt))
+                .col(required_int(ConsumerLog::Attempts))
+                .primary_key(Index::create().col(ConsumerLog::GroupName).col(ConsumerLog::EventId))
+                .take(),
+        )
+        .await?;
         index(manager, ConsumerLog::Table, "consumer_log_applied", [ConsumerLog::AppliedAt]).await?;
-        manager
-            .create_table(
-                table(manager, ConsumerPosition::Table)
-                    .col(required_text(ConsumerPosition::GroupName, GROUP))
-                    .col(required_text(ConsumerPosition::Subject, 64))
-                    .col(required_big(ConsumerPosition::Sequence))
-                    .primary_key(
-                        Index::create().col(ConsumerPosition::GroupName).col(ConsumerPosition::Subject),
-                    )
-                    .take(),
-            )
-            .await?;
+        create_table(
+            manager,
+            table(manager, ConsumerPosition::Table)
+                .col(required_text(ConsumerPosition::GroupName, GROUP))
+                .col(required_text(ConsumerPosition::Subject, 64))
+                .col(required_big(ConsumerPosition::Sequence))
+                .primary_key(Index::create().col(ConsumerPosition::GroupName).col(ConsumerPosition::Subject))
+                .take(),
+        )
+        .await?;
         self.create_failures(manager).await?;
-        manager
-            .create_table(
-                table(manager, QueuedEvents::Table)
-                    .col(required_text(QueuedEvents::GroupName, GROUP))
-                    .col(required_big(QueuedEvents::OutboxId))
-                    .col(required_big(QueuedEvents::QueuedAt))
-                    .primary_key(Index::create().col(QueuedEvents::GroupName).col(QueuedEvents::OutboxId))
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, QueuedEvents::Table)
+                .col(required_text(QueuedEvents::GroupName, GROUP))
+                .col(required_big(QueuedEvents::OutboxId))
+                .col(required_big(QueuedEvents::QueuedAt))
+                .primary_key(Index::create().col(QueuedEvents::GroupName).col(QueuedEvents::OutboxId))
+                .take(),
+        )
+        .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(QueuedEvents::Table).take()).await?;
-        manager.drop_table(Table::drop().table(DeadLetter::Table).take()).await?;
-        manager.drop_table(Table::drop().table(ParkedEvent::Table).take()).await?;
-        manager.drop_table(Table::drop().table(ConsumerPosition::Table).take()).await?;
-        manager.drop_table(Table::drop().table(ConsumerLog::Table).take()).await
+        drop_table(manager, QueuedEvents::Table).await?;
+        drop_table(manager, DeadLetter::Table).await?;
+        drop_table(manager, ParkedEvent::Table).await?;
+        drop_table(manager, ConsumerPosition::Table).await?;
+        drop_table(manager, ConsumerLog::Table).await
     }
 }
 
 impl Migration {
     async fn create_failures(&self, manager: &SchemaManager<'_>) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, ParkedEvent::Table)
-                    .col(id(ParkedEvent::Id))
-                    .col(required_text(ParkedEvent::GroupName, GROUP))
-                    .col(required_big(ParkedEvent::EventId))
-                    .col(required_text(ParkedEvent::EventType, 64))
-                    .col(required_text(ParkedEvent::Subject, 64))
-                    .col(long_text(manager, ParkedEvent::Body))
-                    .col(required_int(ParkedEvent::Attempts))
-                    .col(required_big(ParkedEvent::DueAt))
-                    .col(optional_text(ParkedEvent::LastError, 1024))
-                    .col(optional_big(ParkedEvent::FirstFailedAt))
-                    .col(required_text(ParkedEvent::Origin, 128))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("parked_event_group_event")
-                    .table(ParkedEvent::Table)
-                    .col(ParkedEvent::GroupName)
-                    .col(ParkedEvent::EventId)
-                    .unique()
-                    .take(),
-            )
-            .await?;
+        create_table(
+            manager,
+            table(manager, ParkedEvent::Table)
+                .col(id(ParkedEvent::Id))
+                .col(required_text(ParkedEvent::GroupName, GROUP))
+                .col(required_big(ParkedEvent::EventId))
+                .col(required_text(ParkedEvent::EventType, 64))
+                .col(required_text(ParkedEvent::Subject, 64))
+                .col(long_text(manager, ParkedEvent::Body))
+                .col(required_int(ParkedEvent::Attempts))
+                .col(required_big(ParkedEvent::DueAt))
+                .col(optional_text(ParkedEvent::LastError, 1024))
+                .col(optional_big(ParkedEvent::FirstFailedAt))
+                .col(required_text(ParkedEvent::Origin, 128))
+                .take(),
+        )
+        .await?;
+        unique_index(
+            manager,
+            ParkedEvent::Table,
+            "parked_event_group_event",
+            [ParkedEvent::GroupName, ParkedEvent::EventId],
+        )
+        .await?;
         index(manager, ParkedEvent::Table, "parked_event_due", [ParkedEvent::GroupName, ParkedEvent::DueAt])
             .await?;
         index(
@@ -169,54 +164,36 @@ impl Migration {
             [ParkedEvent::GroupName, ParkedEvent::Subject],
         )
         .await?;
-        manager
-            .create_table(
-                table(manager, DeadLetter::Table)
-                    .col(id(DeadLetter::Id))
-                    .col(required_text(DeadLetter::GroupName, GROUP))
-                    .col(required_text(DeadLetter::MessageKey, MESSAGE_KEY))
-                    .col(optional_big(DeadLetter::EventId))
-                    .col(required_text(DeadLetter::EventType, 64))
-                    .col(required_text(DeadLetter::Subject, 64))
-                    .col(long_text(manager, DeadLetter::Body))
-                    .col(required_text(DeadLetter::BodyEncoding, 8))
-                    .col(required_text(DeadLetter::Origin, 128))
-                    .col(required_text(DeadLetter::Error, 1024))
-                    .col(required_int(DeadLetter::Attempts))
-                    .col(required_big(DeadLetter::FirstFailedAt))
-                    .col(required_big(DeadLetter::DiedAt))
-                    .col(required_text(DeadLetter::State, 16))
-                    .col(required_int(DeadLetter::Replays))
-                    .col(optional_text(DeadLetter::Reason, 512))
-                    .col(optional_big(DeadLetter::SettledAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("dead_letter_group_message")
-                    .table(DeadLetter::Table)
-                    .col(DeadLetter::GroupName)
-                    .col(DeadLetter::MessageKey)
-                    .unique()
-                    .take(),
-            )
-            .await?;
+        create_table(
+            manager,
+            table(manager, DeadLetter::Table)
+                .col(id(DeadLetter::Id))
+                .col(required_text(DeadLetter::GroupName, GROUP))
+                .col(required_text(DeadLetter::MessageKey, MESSAGE_KEY))
+                .col(optional_big(DeadLetter::EventId))
+                .col(required_text(DeadLetter::EventType, 64))
+                .col(required_text(DeadLetter::Subject, 64))
+                .col(long_text(manager, DeadLetter::Body))
+                .col(required_text(DeadLetter::BodyEncoding, 8))
+                .col(required_text(DeadLetter::Origin, 128))
+                .col(required_text(DeadLetter::Error, 1024))
+                .col(required_int(DeadLetter::Attempts))
+                .col(required_big(DeadLetter::FirstFailedAt))
+                .col(required_big(DeadLetter::DiedAt))
+                .col(required_text(DeadLetter::State, 16))
+                .col(required_int(DeadLetter::Replays))
+                .col(optional_text(DeadLetter::Reason, 512))
+                .col(optional_big(DeadLetter::SettledAt))
+                .take(),
+        )
+        .await?;
+        unique_index(
+            manager,
+            DeadLetter::Table,
+            "dead_letter_group_message",
+            [DeadLetter::GroupName, DeadLetter::MessageKey],
+        )
+        .await?;
         index(manager, DeadLetter::Table, "dead_letter_state", [DeadLetter::State, DeadLetter::Id]).await
     }
-}
-
-async fn index<const N: usize>(
-    manager: &SchemaManager<'_>,
-    table: impl IntoTableRef + Iden + 'static,
-    name: &str,
-    columns: [impl IntoIden + Iden + 'static; N],
-) -> Result<(), DbErr> {
-    let mut index = Index::create();
-    index.name(name).table(table);
-    for column in columns {
-        index.col(column);
-    }
-    manager.create_index(index).await
 }

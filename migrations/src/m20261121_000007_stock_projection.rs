@@ -3,6 +3,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::{id, required_big, table};
+use crate::steps::{create_table, drop_table};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -18,18 +19,18 @@ enum StockProjection {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, StockProjection::Table)
-                    .col(id(StockProjection::ActivityId))
-                    .col(required_big(StockProjection::Remaining))
-                    .col(required_big(StockProjection::AsOfAt))
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, StockProjection::Table)
+                .col(id(StockProjection::ActivityId))
+                .col(required_big(StockProjection::Remaining))
+                .col(required_big(StockProjection::AsOfAt))
+                .take(),
+        )
+        .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(StockProjection::Table).take()).await
+        drop_table(manager, StockProjection::Table).await
     }
 }

@@ -8,6 +8,7 @@ use sea_orm_migration::prelude::*;
 use crate::columns::{
     id, long_text, optional_big, optional_text, required_big, required_hash, required_text, table,
 };
+use crate::steps::{add_column, create_table, drop_column, drop_table, index};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -68,100 +69,67 @@ enum Activity {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, Orders::Table)
-                    .col(id(Orders::Id))
-                    .col(required_big(Orders::UserId))
-                    .col(required_text(Orders::Kind, 16))
-                    .col(required_text(Orders::State, 20))
-                    .col(required_big(Orders::Version))
-                    .col(optional_big(Orders::ActivityId))
-                    .col(long_text(manager, Orders::Items))
-                    .col(optional_text(Orders::Address, 1024))
-                    .col(required_big(Orders::GoodsAmountMinor))
-                    .col(required_big(Orders::ShippingFeeMinor))
-                    .col(required_big(Orders::OrderAmountMinor))
-                    .col(optional_big(Orders::CouponId))
-                    .col(required_big(Orders::CouponDeductionMinor))
-                    .col(required_big(Orders::BalancePaidMinor))
-                    .col(required_big(Orders::PayableMinor))
-                    .col(required_text(Orders::Currency, 3))
-                    .col(required_big(Orders::DueAt))
-                    .col(optional_big(Orders::PaidPaymentId))
-                    .col(optional_text(Orders::RefundFrom, 20))
-                    .col(optional_text(Orders::CancelCause, 16))
-                    .col(required_big(Orders::CreatedAt))
-                    .col(required_big(Orders::UpdatedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("orders_user")
-                    .table(Orders::Table)
-                    .col(Orders::UserId)
-                    .col(Orders::Id)
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("orders_state_due")
-                    .table(Orders::Table)
-                    .col(Orders::State)
-                    .col(Orders::DueAt)
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, OrderRequest::Table)
-                    .col(required_hash(OrderRequest::Id).primary_key())
-                    .col(required_big(OrderRequest::OrderId))
-                    .col(required_big(OrderRequest::CreatedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, OrderEvent::Table)
-                    .col(required_big(OrderEvent::OrderId))
-                    .col(required_big(OrderEvent::Version))
-                    .col(required_text(OrderEvent::EventType, 32))
-                    .col(required_text(OrderEvent::Cause, 160))
-                    .col(long_text(manager, OrderEvent::Data))
-                    .col(required_big(OrderEvent::CreatedAt))
-                    .primary_key(Index::create().col(OrderEvent::OrderId).col(OrderEvent::Version))
-                    .take(),
-            )
-            .await?;
-        manager
-            .alter_table(
-                Table::alter().table(Activity::Table).add_column(optional_big(Activity::GoodsId)).take(),
-            )
-            .await?;
-        manager
-            .alter_table(
-                Table::alter()
-                    .table(Activity::Table)
-                    .add_column(optional_big(Activity::SalePriceMinor))
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, Orders::Table)
+                .col(id(Orders::Id))
+                .col(required_big(Orders::UserId))
+                .col(required_text(Orders::Kind, 16))
+                .col(required_text(Orders::State, 20))
+                .col(required_big(Orders::Version))
+                .col(optional_big(Orders::ActivityId))
+                .col(long_text(manager, Orders::Items))
+                .col(optional_text(Orders::Address, 1024))
+                .col(required_big(Orders::GoodsAmountMinor))
+                .col(required_big(Orders::ShippingFeeMinor))
+                .col(required_big(Orders::OrderAmountMinor))
+                .col(optional_big(Orders::CouponId))
+                .col(required_big(Orders::CouponDeductionMinor))
+                .col(required_big(Orders::BalancePaidMinor))
+                .col(required_big(Orders::PayableMinor))
+                .col(required_text(Orders::Currency, 3))
+                .col(required_big(Orders::DueAt))
+                .col(optional_big(Orders::PaidPaymentId))
+                .col(optional_text(Orders::RefundFrom, 20))
+                .col(optional_text(Orders::CancelCause, 16))
+                .col(required_big(Orders::CreatedAt))
+                .col(required_big(Orders::UpdatedAt))
+                .take(),
+        )
+        .await?;
+        index(manager, Orders::Table, "orders_user", [Orders::UserId, Orders::Id]).await?;
+        index(manager, Orders::Table, "orders_state_due", [Orders::State, Orders::DueAt]).await?;
+        create_table(
+            manager,
+            table(manager, OrderRequest::Table)
+                .col(required_hash(OrderRequest::Id).primary_key())
+                .col(required_big(OrderRequest::OrderId))
+                .col(required_big(OrderRequest::CreatedAt))
+                .take(),
+        )
+        .await?;
+        create_table(
+            manager,
+            table(manager, OrderEvent::Table)
+                .col(required_big(OrderEvent::OrderId))
+                .col(required_big(OrderEvent::Version))
+                .col(required_text(OrderEvent::EventType, 32))
+                .col(required_text(OrderEvent::Cause, 160))
+                .col(long_text(manager, OrderEvent::Data))
+                .col(required_big(OrderEvent::CreatedAt))
+                .primary_key(Index::create().col(OrderEvent::OrderId).col(OrderEvent::Version))
+                .take(),
+        )
+        .await?;
+        add_column(manager, Activity::Table, optional_big(Activity::GoodsId)).await?;
+        add_column(manager, Activity::Table, optional_big(Activity::SalePriceMinor)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(OrderEvent::Table).take()).await?;
-        manager.drop_table(Table::drop().table(OrderRequest::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Orders::Table).take()).await?;
-        manager
-            .alter_table(Table::alter().table(Activity::Table).drop_column(Activity::GoodsId).take())
-            .await?;
-        manager
-            .alter_table(Table::alter().table(Activity::Table).drop_column(Activity::SalePriceMinor).take())
-            .await
+        drop_table(manager, OrderEvent::Table).await?;
+        drop_table(manager, OrderRequest::Table).await?;
+        drop_table(manager, Orders::Table).await?;
+        drop_column(manager, Activity::Table, Activity::GoodsId).await?;
+        drop_column(manager, Activity::Table, Activity::SalePriceMinor).await
     }
 }

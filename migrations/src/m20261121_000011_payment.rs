@@ -5,6 +5,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::{id, long_text, optional_big, optional_text, required_big, required_text, table};
+use crate::steps::{create_table, drop_table, index};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -81,135 +82,99 @@ enum Refund {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, Payment::Table)
-                    .col(id(Payment::Id))
-                    .col(required_big(Payment::OrderId))
-                    .col(required_big(Payment::UserId))
-                    .col(required_text(Payment::Channel, 16))
-                    .col(required_text(Payment::State, 16))
-                    .col(required_big(Payment::AmountMinor))
-                    .col(required_text(Payment::Currency, 3))
-                    .col(optional_text(Payment::TransactionId, 64))
-                    .col(optional_text(Payment::Payer, 128))
-                    .col(optional_text(Payment::Failure, 256))
-                    .col(required_big(Payment::Version))
-                    .col(required_big(Payment::CreatedAt))
-                    .col(required_big(Payment::UpdatedAt))
-                    .col(optional_big(Payment::SettledAt))
-                    .index(
-                        Index::create()
-                            .unique()
-                            .name("payment_transaction")
-                            .col(Payment::Channel)
-                            .col(Payment::TransactionId),
-                    )
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create().name("payment_order").table(Payment::Table).col(Payment::OrderId).take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("payment_state")
-                    .table(Payment::Table)
-                    .col(Payment::State)
-                    .col(Payment::Id)
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, PaymentRecord::Table)
-                    .col(id(PaymentRecord::Id))
-                    .col(required_big(PaymentRecord::PaymentId))
-                    .col(required_text(PaymentRecord::Channel, 16))
-                    .col(required_text(PaymentRecord::Kind, 16))
-                    .col(optional_text(PaymentRecord::TransactionId, 64))
-                    .col(required_text(PaymentRecord::Outcome, 32))
-                    .col(long_text(manager, PaymentRecord::Body))
-                    .col(required_big(PaymentRecord::ReceivedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("payment_record_payment")
-                    .table(PaymentRecord::Table)
-                    .col(PaymentRecord::PaymentId)
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, PaymentLog::Table)
-                    .col(id(PaymentLog::PaymentId))
-                    .col(required_big(PaymentLog::OrderId))
-                    .col(required_big(PaymentLog::UserId))
-                    .col(required_text(PaymentLog::Channel, 16))
-                    .col(required_text(PaymentLog::TransactionId, 64))
-                    .col(required_big(PaymentLog::AmountMinor))
-                    .col(required_text(PaymentLog::Currency, 3))
-                    .col(required_big(PaymentLog::PaidAt))
-                    .col(required_big(PaymentLog::LoggedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_table(
-                table(manager, Refund::Table)
-                    .col(id(Refund::Id))
-                    .col(required_big(Refund::OrderId))
-                    .col(optional_big(Refund::PaymentId))
-                    .col(optional_big(Refund::RefundedOrderId))
-                    .col(required_big(Refund::UserId))
-                    .col(optional_text(Refund::Channel, 16))
-                    .col(required_big(Refund::AmountMinor))
-                    .col(required_big(Refund::BalanceMinor))
-                    .col(required_text(Refund::Currency, 3))
-                    .col(required_text(Refund::State, 16))
-                    .col(required_text(Refund::Cause, 16))
-                    .col(required_text(Refund::Reason, 256))
-                    .col(optional_big(Refund::DecidedBy))
-                    .col(optional_text(Refund::Failure, 256))
-                    .col(required_big(Refund::Version))
-                    .col(required_big(Refund::CreatedAt))
-                    .col(required_big(Refund::UpdatedAt))
-                    .col(optional_big(Refund::SettledAt))
-                    .index(Index::create().unique().name("refund_payment").col(Refund::PaymentId))
-                    .index(
-                        Index::create().unique().name("refund_refunded_order").col(Refund::RefundedOrderId),
-                    )
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create().name("refund_order").table(Refund::Table).col(Refund::OrderId).take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("refund_state")
-                    .table(Refund::Table)
-                    .col(Refund::State)
-                    .col(Refund::Id)
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, Payment::Table)
+                .col(id(Payment::Id))
+                .col(required_big(Payment::OrderId))
+                .col(required_big(Payment::UserId))
+                .col(required_text(Payment::Channel, 16))
+                .col(required_text(Payment::State, 16))
+                .col(required_big(Payment::AmountMinor))
+                .col(required_text(Payment::Currency, 3))
+                .col(optional_text(Payment::TransactionId, 64))
+                .col(optional_text(Payment::Payer, 128))
+                .col(optional_text(Payment::Failure, 256))
+                .col(required_big(Payment::Version))
+                .col(required_big(Payment::CreatedAt))
+                .col(required_big(Payment::UpdatedAt))
+                .col(optional_big(Payment::SettledAt))
+                .index(
+                    Index::create()
+                        .unique()
+                        .name("payment_transaction")
+                        .col(Payment::Channel)
+                        .col(Payment::TransactionId),
+                )
+                .take(),
+        )
+        .await?;
+        index(manager, Payment::Table, "payment_order", [Payment::OrderId]).await?;
+        index(manager, Payment::Table, "payment_state", [Payment::State, Payment::Id]).await?;
+        create_table(
+            manager,
+            table(manager, PaymentRecord::Table)
+                .col(id(PaymentRecord::Id))
+                .col(required_big(PaymentRecord::PaymentId))
+                .col(required_text(PaymentRecord::Channel, 16))
+                .col(required_text(PaymentRecord::Kind, 16))
+                .col(optional_text(PaymentRecord::TransactionId, 64))
+                .col(required_text(PaymentRecord::Outcome, 32))
+                .col(long_text(manager, PaymentRecord::Body))
+                .col(required_big(PaymentRecord::ReceivedAt))
+                .take(),
+        )
+        .await?;
+        index(manager, PaymentRecord::Table, "payment_record_payment", [PaymentRecord::PaymentId]).await?;
+        create_table(
+            manager,
+            table(manager, PaymentLog::Table)
+                .col(id(PaymentLog::PaymentId))
+                .col(required_big(PaymentLog::OrderId))
+                .col(required_big(PaymentLog::UserId))
+                .col(required_text(PaymentLog::Channel, 16))
+                .col(required_text(PaymentLog::TransactionId, 64))
+                .col(required_big(PaymentLog::AmountMinor))
+                .col(required_text(PaymentLog::Currency, 3))
+                .col(required_big(PaymentLog::PaidAt))
+                .col(required_big(PaymentLog::LoggedAt))
+                .take(),
+        )
+        .await?;
+        create_table(
+            manager,
+            table(manager, Refund::Table)
+                .col(id(Refund::Id))
+                .col(required_big(Refund::OrderId))
+                .col(optional_big(Refund::PaymentId))
+                .col(optional_big(Refund::RefundedOrderId))
+                .col(required_big(Refund::UserId))
+                .col(optional_text(Refund::Channel, 16))
+                .col(required_big(Refund::AmountMinor))
+                .col(required_big(Refund::BalanceMinor))
+                .col(required_text(Refund::Currency, 3))
+                .col(required_text(Refund::State, 16))
+                .col(required_text(Refund::Cause, 16))
+                .col(required_text(Refund::Reason, 256))
+                .col(optional_big(Refund::DecidedBy))
+                .col(optional_text(Refund::Failure, 256))
+                .col(required_big(Refund::Version))
+                .col(required_big(Refund::CreatedAt))
+                .col(required_big(Refund::UpdatedAt))
+                .col(optional_big(Refund::SettledAt))
+                .index(Index::create().unique().name("refund_payment").col(Refund::PaymentId))
+                .index(Index::create().unique().name("refund_refunded_order").col(Refund::RefundedOrderId))
+                .take(),
+        )
+        .await?;
+        index(manager, Refund::Table, "refund_order", [Refund::OrderId]).await?;
+        index(manager, Refund::Table, "refund_state", [Refund::State, Refund::Id]).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Refund::Table).take()).await?;
-        manager.drop_table(Table::drop().table(PaymentLog::Table).take()).await?;
-        manager.drop_table(Table::drop().table(PaymentRecord::Table).take()).await?;
-        manager.drop_table(Table::drop().table(Payment::Table).take()).await
+        drop_table(manager, Refund::Table).await?;
+        drop_table(manager, PaymentLog::Table).await?;
+        drop_table(manager, PaymentRecord::Table).await?;
+        drop_table(manager, Payment::Table).await
     }
 }

@@ -5,6 +5,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::{id, optional_big, required_big, required_text, table};
+use crate::steps::{create_table, drop_table, index};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -26,34 +27,26 @@ enum Notification {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, Notification::Table)
-                    .col(id(Notification::Id))
-                    .col(required_big(Notification::UserId))
-                    .col(required_text(Notification::Kind, 32))
-                    .col(optional_big(Notification::OrderId))
-                    .col(required_text(Notification::Title, 128))
-                    .col(required_text(Notification::Body, 1024))
-                    .col(optional_big(Notification::SentAt))
-                    .col(optional_big(Notification::ReadAt))
-                    .col(required_big(Notification::CreatedAt))
-                    .take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("notification_user")
-                    .table(Notification::Table)
-                    .col(Notification::UserId)
-                    .col(Notification::Id)
-                    .take(),
-            )
+        create_table(
+            manager,
+            table(manager, Notification::Table)
+                .col(id(Notification::Id))
+                .col(required_big(Notification::UserId))
+                .col(required_text(Notification::Kind, 32))
+                .col(optional_big(Notification::OrderId))
+                .col(required_text(Notification::Title, 128))
+                .col(required_text(Notification::Body, 1024))
+                .col(optional_big(Notification::SentAt))
+                .col(optional_big(Notification::ReadAt))
+                .col(required_big(Notification::CreatedAt))
+                .take(),
+        )
+        .await?;
+        index(manager, Notification::Table, "notification_user", [Notification::UserId, Notification::Id])
             .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Notification::Table).take()).await
+        drop_table(manager, Notification::Table).await
     }
 }

@@ -4,6 +4,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::optional_text;
+use crate::steps::{add_column, drop_column};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -30,25 +31,18 @@ enum Refund {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        // One column each: SQLite adds no more at once.
         for column in [optional_text(Payment::Mode, 16), optional_text(Payment::WishedPayer, 128)] {
-            manager.alter_table(Table::alter().table(Payment::Table).add_column(column).take()).await?;
+            add_column(manager, Payment::Table, column).await?;
         }
-        let headers = optional_text(PaymentRecord::Headers, 4096);
-        manager.alter_table(Table::alter().table(PaymentRecord::Table).add_column(headers).take()).await?;
-        let note = optional_text(Refund::Note, 256);
-        manager.alter_table(Table::alter().table(Refund::Table).add_column(note).take()).await
+        add_column(manager, PaymentRecord::Table, optional_text(PaymentRecord::Headers, 4096)).await?;
+        add_column(manager, Refund::Table, optional_text(Refund::Note, 256)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.alter_table(Table::alter().table(Refund::Table).drop_column(Refund::Note).take()).await?;
-        manager
-            .alter_table(
-                Table::alter().table(PaymentRecord::Table).drop_column(PaymentRecord::Headers).take(),
-            )
-            .await?;
+        drop_column(manager, Refund::Table, Refund::Note).await?;
+        drop_column(manager, PaymentRecord::Table, PaymentRecord::Headers).await?;
         for column in [Payment::WishedPayer, Payment::Mode] {
-            manager.alter_table(Table::alter().table(Payment::Table).drop_column(column).take()).await?;
+            drop_column(manager, Payment::Table, column).await?;
         }
         Ok(())
     }

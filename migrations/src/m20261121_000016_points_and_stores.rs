@@ -3,6 +3,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::{optional_big, optional_text};
+use crate::steps::{add_column, drop_column};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -24,16 +25,15 @@ enum Goods {
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for column in [optional_text(PointsEntry::Reason, 256), optional_big(PointsEntry::MadeBy)] {
-            manager.alter_table(Table::alter().table(PointsEntry::Table).add_column(column).take()).await?;
+            add_column(manager, PointsEntry::Table, column).await?;
         }
-        let store = optional_big(Goods::StoreId);
-        manager.alter_table(Table::alter().table(Goods::Table).add_column(store).take()).await
+        add_column(manager, Goods::Table, optional_big(Goods::StoreId)).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.alter_table(Table::alter().table(Goods::Table).drop_column(Goods::StoreId).take()).await?;
+        drop_column(manager, Goods::Table, Goods::StoreId).await?;
         for column in [PointsEntry::MadeBy, PointsEntry::Reason] {
-            manager.alter_table(Table::alter().table(PointsEntry::Table).drop_column(column).take()).await?;
+            drop_column(manager, PointsEntry::Table, column).await?;
         }
         Ok(())
     }

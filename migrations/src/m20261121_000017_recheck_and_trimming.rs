@@ -4,6 +4,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::optional_big;
+use crate::steps::{add_column, drop_column, drop_index, index};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -23,29 +24,14 @@ enum OrderRequest {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let recheck = optional_big(Payment::RecheckAt);
-        manager.alter_table(Table::alter().table(Payment::Table).add_column(recheck).take()).await?;
-        manager
-            .create_index(
-                Index::create().name("payment_recheck").table(Payment::Table).col(Payment::RecheckAt).take(),
-            )
-            .await?;
-        manager
-            .create_index(
-                Index::create()
-                    .name("order_request_created")
-                    .table(OrderRequest::Table)
-                    .col(OrderRequest::CreatedAt)
-                    .take(),
-            )
-            .await
+        add_column(manager, Payment::Table, optional_big(Payment::RecheckAt)).await?;
+        index(manager, Payment::Table, "payment_recheck", [Payment::RecheckAt]).await?;
+        index(manager, OrderRequest::Table, "order_request_created", [OrderRequest::CreatedAt]).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let created = Index::drop().name("order_request_created").table(OrderRequest::Table).to_owned();
-        manager.drop_index(created).await?;
-        let recheck = Index::drop().name("payment_recheck").table(Payment::Table).to_owned();
-        manager.drop_index(recheck).await?;
-        manager.alter_table(Table::alter().table(Payment::Table).drop_column(Payment::RecheckAt).take()).await
+        drop_index(manager, OrderRequest::Table, "order_request_created").await?;
+        drop_index(manager, Payment::Table, "payment_recheck").await?;
+        drop_column(manager, Payment::Table, Payment::RecheckAt).await
     }
 }

@@ -3,6 +3,7 @@
 use sea_orm_migration::prelude::*;
 
 use crate::columns::{required_int, required_text, table};
+use crate::steps::{create_table, drop_table};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -17,17 +18,17 @@ enum Shop {
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager
-            .create_table(
-                table(manager, Shop::Table)
-                    .col(required_int(Shop::Id).primary_key())
-                    .col(required_text(Shop::Currency, 3))
-                    .take(),
-            )
-            .await
+        create_table(
+            manager,
+            table(manager, Shop::Table)
+                .col(required_int(Shop::Id).primary_key())
+                .col(required_text(Shop::Currency, 3))
+                .take(),
+        )
+        .await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.drop_table(Table::drop().table(Shop::Table).take()).await
+        drop_table(manager, Shop::Table).await
     }
 }

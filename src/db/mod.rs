@@ -12,6 +12,7 @@ mod clock;
 mod connect;
 mod crowd;
 mod fault;
+mod migrate;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod turn;
@@ -203,34 +204,21 @@ impl Database {
     async fn begin(&self) -> Result<Tx, DbFault> {
         use sea_orm::TransactionTrait;
         faults::point("before_begin").await?;
-        let options = TransactionOptions {
+        let write = self.pools().write.clone();
+        Ok(Tx::new(write.begin_with_options(self.transaction_options()).await?))
+    }
+
+    fn transaction_options(&self) -> TransactionOptions {
+        TransactionOptions {
             sqlite_transaction_mode: (self.0.backend == DbBackend::Sqlite)
                 .then_some(SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
-        };
-        let write = self.pools().write.clone();
-        Ok(Tx::new(write.begin_with_options(options).await?))
+        }
     }
 
     /// Waits until a transaction of this process has written events; one that did so since the last wait counts.
     pub async fn announced(&self) {
         self.0.announced.notified().await;
-    }
-
-    /// Brings the schema up to date.
-    pub async fn migrate(&self) -> Result<(), DbFault> {
-        use migrations::{Migrator, MigratorTrait};
-        let write = self.pools().write.clone();
-        let running = self.0.runtime.spawn(async move { Migrator::up(&write, None).await });
-        Ok(running.await.map_err(|panic| DbFault::panicked(&panic))??)
-    }
-
-    /// How many schema changes are not applied yet.
-    pub async fn pending_migrations(&self) -> Result<usize, DbFault> {
-        use migrations::{Migrator, MigratorTrait};
-        // Asking creates the table that keeps count, hence the connections that may write.
-        let write = self.pools().write.clone();
-        self.run(async move { Ok(Migrator::get_pending_migrations(&write).await?.len()) }).await?
     }
 
     /// The database's own clock, in microseconds since the Unix epoch: what leases are measured by (R23).

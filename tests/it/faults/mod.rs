@@ -13,6 +13,7 @@ mod delivery;
 mod disk;
 mod instance;
 mod lock;
+mod migration;
 mod nodes;
 mod orders;
 mod panic;

@@ -15,6 +15,9 @@ use tokio::runtime::Handle;
 use super::fault::is_pool_timeout;
 use super::{DbFault, Pools};
 
+/// How long a schema change waits for the rows of somebody else on MySQL and MariaDB, who cannot wait for ever.
+const LONGEST_MIGRATION_LOCK: Duration = Duration::from_secs(3600);
+
 /// Where the database is and how long to wait for it.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
@@ -121,6 +124,12 @@ impl DatabaseSettings {
         }
     }
 
+    /// The one connection that changes the schema, without the limits of the others.
+    pub(super) async fn open_for_migration(&self) -> Result<DatabaseConnection, DbFault> {
+        let stalled = Arc::new(AtomicBool::new(false));
+        Ok(sea_orm::Database::connect(self.options(Use::Migrate, &stalled)).await?)
+    }
+
     /// Pools that connect on first use. Called with a lock held, hence without waiting.
     pub(super) fn open_lazily(&self, runtime: &Handle) -> Result<Pools, DbFault> {
         use futures_util::FutureExt;
@@ -142,7 +151,7 @@ impl DatabaseSettings {
         let mut options = ConnectOptions::new(url);
         options
             .max_connections(match (&self.target, purpose) {
-                (Target::Sqlite(_), Use::Write) => 1,
+                (Target::Sqlite(_), Use::Write) | (_, Use::Migrate) => 1,
                 _ => self.connections,
             })
             .acquire_timeout(self.lock_timeout)
@@ -151,8 +160,8 @@ impl DatabaseSettings {
             .sqlx_logging(false);
         match self.target {
             Target::Sqlite(_) => self.sqlite(&mut options, purpose),
-            Target::Postgres(_) => self.postgres(&mut options, stalled.clone()),
-            Target::Mysql(_) => self.mysql(&mut options, stalled.clone()),
+            Target::Postgres(_) => self.postgres(&mut options, purpose, stalled.clone()),
+            Target::Mysql(_) => self.mysql(&mut options, purpose, stalled.clone()),
         }
         options
     }
@@ -185,12 +194,17 @@ impl DatabaseSettings {
         });
     }
 
-    fn postgres(&self, options: &mut ConnectOptions, stalled: Arc<AtomicBool>) {
+    fn postgres(&self, options: &mut ConnectOptions, purpose: Use, stalled: Arc<AtomicBool>) {
+        // 0 is no limit, whatever the database or the user was given.
+        let limit = |timeout: Duration| match purpose {
+            Use::Migrate => "0".to_owned(),
+            Use::Read | Use::Write => timeout.as_millis().to_string(),
+        };
         let session = [
-            ("statement_timeout", self.statement_timeout.as_millis().to_string()),
-            ("lock_timeout", self.lock_timeout.as_millis().to_string()),
+            ("statement_timeout", limit(self.statement_timeout)),
+            ("lock_timeout", limit(self.lock_timeout)),
             // Whoever stalls inside a transaction loses it, and its locks (R2).
-            ("idle_in_transaction_session_timeout", self.statement_timeout.as_millis().to_string()),
+            ("idle_in_transaction_session_timeout", limit(self.statement_timeout)),
             // A sale fills an empty table faster than statistics are gathered, and a plan made for the empty table stays:
             // without this, repeats were looked up by reading every kept answer.
             ("enable_seqscan", "off".to_owned()),
@@ -204,6 +218,9 @@ impl DatabaseSettings {
         ];
         options.set_application_name("tombola");
         options.map_sqlx_postgres_opts(move |options| options.options(session.clone()));
+        if purpose == Use::Migrate {
+            return keep_one(options);
+        }
         // A connection whose BEGIN was cancelled would hide the next borrower's writes (R2): end what is open.
         let patience = self.idle_answer_timeout();
         options.map_sqlx_postgres_before_acquire(move |connection, _| {
@@ -212,9 +229,14 @@ impl DatabaseSettings {
         });
     }
 
-    fn mysql(&self, options: &mut ConnectOptions, stalled: Arc<AtomicBool>) {
-        let lock_timeout_s = self.lock_timeout.as_secs().max(1);
-        let statement_timeout_s = self.statement_timeout.as_secs().max(1);
+    fn mysql(&self, options: &mut ConnectOptions, purpose: Use, stalled: Arc<AtomicBool>) {
+        let (lock_timeout_s, statement_timeout_s) = match purpose {
+            // 0 is no limit to a statement, and no patience with a lock.
+            Use::Migrate => (LONGEST_MIGRATION_LOCK.as_secs(), 0),
+            Use::Read | Use::Write => {
+                (self.lock_timeout.as_secs().max(1), self.statement_timeout.as_secs().max(1))
+            }
+        };
         options.map_sqlx_mysql_pool_opts(move |pool| {
             pool.after_connect(move |connection, _| {
                 Box::pin(async move {
@@ -235,6 +257,9 @@ impl DatabaseSettings {
                 })
             })
         });
+        if purpose == Use::Migrate {
+            return keep_one(options);
+        }
         let patience = self.idle_answer_timeout();
         options.map_sqlx_mysql_before_acquire(move |connection, _| {
             let stalled = stalled.clone();
@@ -246,6 +271,11 @@ impl DatabaseSettings {
     fn idle_answer_timeout(&self) -> Duration {
         self.lock_timeout / 3
     }
+}
+
+/// No connection in the place of the first one: it would not have its lock.
+fn keep_one(options: &mut ConnectOptions) {
+    options.idle_timeout(None).max_lifetime(None);
 }
 
 /// Whether a connection answers in time. If not, its neighbours will hardly do better, and each would cost a caller
@@ -264,11 +294,12 @@ async fn answers_in<T>(
     }
 }
 
-/// What a pool is for; only SQLite tells the two apart.
+/// What a pool is for; only SQLite tells reading from writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Read,
     Write,
+    Migrate,
 }
 
 impl Target {

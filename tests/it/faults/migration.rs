@@ -1,18 +1,34 @@
-//! F31: the server dies while it brings the tables up to date.
+//! F31: the server dies while it brings the tables up to date, several do so at once, or somebody is in the way.
 
 use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
 
 use migrations::{Migrator, MigratorTrait};
+use sea_orm::ConnectionTrait;
 
 use super::{Rig, faults, number, session};
 use crate::support::Engine;
 use crate::support::ledger::{Crowd, Sale};
 
 faults! {
-    sqlite: f31_killed_after_every_step, f31_taken_back;
-    postgres: f31_killed_after_every_step, f31_taken_back;
-    mariadb: f31_killed_after_every_step, f31_taken_back;
+    sqlite: f31_killed_after_every_step, f31_migrated_by_several, f31_migrated_behind_a_lock,
+        f31_taken_back;
+    postgres: f31_killed_after_every_step, f31_migrated_by_several, f31_migrated_behind_a_lock,
+        f31_taken_back;
+    mariadb: f31_killed_after_every_step, f31_migrated_by_several, f31_migrated_behind_a_lock,
+        f31_taken_back;
 }
+
+/// Longer than a statement may wait for a lock, and than it may run.
+const HELD: Duration = Duration::from_secs(7);
+
+/// Takes one schema change back.
+const UNDO: &[&str] = &[
+    "ALTER TABLE points_entry DROP COLUMN reason",
+    "ALTER TABLE points_entry DROP COLUMN made_by",
+    "ALTER TABLE goods DROP COLUMN store_id",
+    "DELETE FROM seaql_migrations WHERE version = 'm20261121_000016_points_and_stores'",
+];
 
 async fn f31_killed_after_every_step(engine: Engine) {
     let undisturbed = Rig::on(engine).await;
@@ -37,6 +53,51 @@ async fn f31_killed_after_every_step(engine: Engine) {
     }
     assert!(deaths > 60, "{deaths} deaths");
     assert_eq!(size(engine, &rig.database.url).await, whole);
+    sells(rig).await;
+}
+
+async fn f31_migrated_by_several(engine: Engine) {
+    let rig = Rig::on(engine).await;
+    // Long enough for all of them to arrive.
+    let launch = rig.launch.clone().with_faults("after_migration_step=sleep:60");
+    let migrating: Vec<_> = (0..4)
+        .map(|_| {
+            let launch = launch.clone();
+            tokio::task::spawn_blocking(move || launch.run(&["migrate"]))
+        })
+        .collect();
+    let mut waited = 0;
+    for process in migrating {
+        let output = process.await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", output.status);
+        waited += usize::from(said.contains("tables up to date"));
+    }
+    assert!(waited > 0, "nobody had to wait");
+    sells(rig).await;
+}
+
+/// A step that waits, or runs, longer than any statement may otherwise.
+async fn f31_migrated_behind_a_lock(engine: Engine) {
+    let rig = Rig::on(engine).await;
+    assert!(rig.launch.run(&["migrate"]).status.success());
+    let meddler = session(&rig.database.url).await;
+    for statement in UNDO {
+        meddler.execute_unprepared(statement).await.unwrap();
+    }
+    let begin = if engine == Engine::Sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" };
+    for statement in [begin, "SELECT id FROM goods"] {
+        meddler.execute_unprepared(statement).await.unwrap();
+    }
+    let launch = rig.launch.clone();
+    let started = Instant::now();
+    let migrating = tokio::task::spawn_blocking(move || launch.run(&["migrate"]));
+    tokio::time::sleep(HELD).await;
+    assert!(!migrating.is_finished(), "{:?}", migrating.await);
+    meddler.execute_unprepared("ROLLBACK").await.unwrap();
+    meddler.close().await.unwrap();
+    let output = migrating.await.unwrap();
+    assert!(output.status.success(), "after {:?}: {output:?}", started.elapsed());
     sells(rig).await;
 }
 

@@ -12,6 +12,8 @@ use crate::db::testing::{self, TestDatabase};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     Life,
+    /// That there be no use for the engine any more.
+    Oblivion,
     /// That the engine dies with its batch.
     Death,
 }
@@ -25,6 +27,7 @@ struct Known {
 
 struct Toy {
     notices: u32,
+    needed: bool,
     rested: Arc<AtomicU32>,
 }
 
@@ -46,9 +49,14 @@ impl Engine for Toy {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let together = asks.len();
         for ask in asks {
-            assert_eq!(ask.request, Wish::Life, "as it wished");
+            assert_ne!(ask.request, Wish::Death, "as it wished");
+            self.needed = ask.request == Wish::Life;
             ask.answer(Ok(Known { together, notices: self.notices }));
         }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.needed
     }
 
     async fn rest(&mut self) {
@@ -81,7 +89,8 @@ impl Toys {
         };
         let rested = Arc::new(AtomicU32::new(0));
         let counter = rested.clone();
-        let front = Batcher::new(db, settings, move |_, _| Toy { notices: 0, rested: counter.clone() });
+        let front =
+            Batcher::new(db, settings, move |_, _| Toy { notices: 0, needed: true, rested: counter.clone() });
         Self { _place: place, front, rested }
     }
 
@@ -138,6 +147,16 @@ async fn a_notice_is_known_before_what_comes_after_it() {
     let asked = toys.front.ask_unless(7, Wish::Life, heard).unwrap();
     assert_eq!(asked.answer().await.unwrap().notices, 1);
     toys.front.stop().await;
+}
+
+#[actix_web::test]
+async fn an_actor_that_nobody_needs_rests_at_once() {
+    let toys = Toys::new(NEVER).await;
+    assert!(toys.front.ask(7, Wish::Oblivion).await.is_ok());
+    toys.have_rested(1).await;
+    assert!(toys.front.ask(7, Wish::Life).await.is_ok());
+    toys.front.stop().await;
+    toys.have_rested(2).await;
 }
 
 #[actix_web::test]

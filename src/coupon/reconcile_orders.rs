@@ -79,7 +79,7 @@ const STALE: Search<Stale> = Search {
     read: |row| {
         let coupon = Coupon::try_from(user_coupon::Model::from_query_result(row, "")?)?;
         let state = |name: &str| -> Result<Option<State>, DbFault> {
-            Ok(row.try_get::<Option<String>>("", name)?.as_deref().map(str::parse).transpose()?)
+            row.try_get::<Option<String>>("", name)?.as_deref().map(str::parse).transpose()
         };
         Ok(Stale {
             order: OrderId(row.try_get("", "order_id")?),

@@ -49,11 +49,7 @@ impl Ground {
     pub async fn for_server(config: &Config, time: TimeSource) -> Result<Self, StartError> {
         let lock = lock_data_directory(config)?;
         let runtime = DatabaseRuntime::start()?;
-        let db = connect(config, runtime.handle()).await?;
-        if config.database.migrate_on_start {
-            db.migrate().await.map_err(|fault| unusable(config, fault))?;
-        }
-        is_migrated(&db, config).await?;
+        let db = open(config, &runtime).await?;
         let currency = shop::keep_currency(&db, config.shop.currency).await;
         is_in(currency.map_err(|fault| unusable(config, fault))?, config)?;
         let membership = if lock.is_some() { Membership::Alone } else { Membership::Shared };
@@ -63,11 +59,7 @@ impl Ground {
     /// Opens the database for a command that may run beside the server.
     pub async fn for_command(config: &Config) -> Result<Self, StartError> {
         let runtime = DatabaseRuntime::start()?;
-        let db = connect(config, runtime.handle()).await?;
-        if config.database.migrate_on_start {
-            db.migrate().await.map_err(|fault| unusable(config, fault))?;
-        }
-        is_migrated(&db, config).await?;
+        let db = open(config, &runtime).await?;
         Self::join(db, runtime, None, Membership::Shared, config, TimeSource::Database).await
     }
 
@@ -156,9 +148,15 @@ pub(super) async fn connect(config: &Config, runtime: &Handle) -> Result<Databas
     Database::connect(settings, runtime.clone()).await.map_err(|fault| unusable(config, fault))
 }
 
-async fn is_migrated(db: &Database, config: &Config) -> Result<(), StartError> {
+/// The database with its tables up to date, if need be by bringing them there.
+async fn open(config: &Config, runtime: &DatabaseRuntime) -> Result<Database, StartError> {
+    let db = connect(config, runtime.handle()).await?;
+    if config.database.migrate_on_start {
+        db.migrate().await.map_err(|fault| unusable(config, fault))?;
+        return Ok(db);
+    }
     match db.pending_migrations().await.map_err(|fault| unusable(config, fault))? {
-        0 => Ok(()),
+        0 => Ok(db),
         pending => Err(StartError::NotMigrated(pending)),
     }
 }

@@ -75,8 +75,7 @@ impl CouponService {
         let currency = self.currency;
         let read = self.db.read(move |db| async move {
             let page = store::page(&db, user, state, before, limit).await?;
-            let known = !page.is_empty() || identity::exists(&db, user).await?;
-            Ok::<_, DbFault>(known.then_some(page))
+            identity::rows_of(&db, user, page).await
         });
         let page = read.await?.ok_or(CouponError::UserUnknown)?;
         Ok(page.into_iter().map(|coupon| coupon.view(currency)).collect())

@@ -22,6 +22,6 @@ pub use keys::{SecretTooShort, SigningKeys, SigningSecret};
 pub use model::{Caller, InvalidUserName, Provider, Registered, Role, Roles, User, UserName};
 pub use passwords::{InvalidPassword, NewPassword};
 pub use service::{IdentityError, IdentityService, Session};
-pub use store::exists;
+pub use store::{exists, rows_of};
 pub use token_store::{TokenStore, TokenStoreError};
 pub use tokens::{AccessToken, IssueError, TokenRefusal, Tokens};

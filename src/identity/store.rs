@@ -103,6 +103,15 @@ pub async fn exists(connection: &impl ConnectionTrait, id: UserId) -> Result<boo
     Ok(users::Entity::find_by_id(id.0).one(connection).await?.is_some())
 }
 
+/// `rows` that `user` has; `None` if these are none because there is no such user.
+pub async fn rows_of<T>(
+    connection: &impl ConnectionTrait,
+    user: UserId,
+    rows: Vec<T>,
+) -> Result<Option<Vec<T>>, DbFault> {
+    Ok((!rows.is_empty() || exists(connection, user).await?).then_some(rows))
+}
+
 pub(super) async fn find_by_id(
     connection: &impl ConnectionTrait,
     id: UserId,

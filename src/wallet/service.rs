@@ -93,10 +93,9 @@ impl WalletService {
                 query = query.filter(wallet_entry::Column::Id.lt(before.0));
             }
             let rows = query.order_by_desc(wallet_entry::Column::Id).limit(limit).all(&connection).await?;
-            let known = !rows.is_empty() || identity::exists(&connection, user).await?;
-            let entries: Result<Vec<Entry>, _> =
+            let entries: Result<Vec<Entry>, DbFault> =
                 rows.into_iter().map(|row| Entry::new(row, currency)).collect();
-            Ok::<_, DbFault>(known.then_some(entries?))
+            identity::rows_of(&connection, user, entries?).await
         };
         self.db.read(read).await?.ok_or(WalletError::UserUnknown)
     }
@@ -114,9 +113,9 @@ impl WalletService {
                 query = query.filter(points_entry::Column::Id.lt(before.0));
             }
             let rows = query.order_by_desc(points_entry::Column::Id).limit(limit).all(&connection).await?;
-            let known = !rows.is_empty() || identity::exists(&connection, user).await?;
-            let entries: Result<Vec<PointsEntry>, _> = rows.into_iter().map(PointsEntry::try_from).collect();
-            Ok::<_, DbFault>(known.then_some(entries?))
+            let entries: Result<Vec<PointsEntry>, DbFault> =
+                rows.into_iter().map(PointsEntry::try_from).collect();
+            identity::rows_of(&connection, user, entries?).await
         };
         self.db.read(read).await?.ok_or(WalletError::UserUnknown)
     }

@@ -719,8 +719,10 @@ fn letter_state(text: &str) -> Result<LetterState, String> {
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    let known = || format!("the roles are {}", Role::ALL.map(Role::word).join(", "));
-    Role::ALL.into_iter().find(|role| role.word() == text).ok_or_else(known)
+    let known = || {
+        format!("the roles are {}", Role::ALL.iter().map(|role| role.word()).collect::<Vec<_>>().join(", "))
+    };
+    Role::ALL.iter().copied().find(|role| role.word() == text).ok_or_else(known)
 }
 
 /// The signals that ask a process to end.

@@ -2,12 +2,12 @@
 
 /// Defines such an enum: `words!(/// What it is. State, "state" { Open = "open", Closed = "closed", });`
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $what:literal { $($variant:ident = $word:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$of:meta])* $variant:ident = $word:literal,)+ }) => {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
         #[serde(rename_all = "snake_case")]
         $(#[$doc])*
         pub enum $name {
-            $($variant,)+
+            $($(#[$of])* $variant,)+
         }
 
         impl $name {

@@ -51,31 +51,19 @@ pub struct Registered {
     pub created_at: Timestamp,
 }
 
-/// What a user may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Takes, buys, pays.
-    Customer,
-    /// Runs activities and repairs what went wrong.
-    Operator,
-    /// Sees what operators see and changes nothing.
-    Viewer,
+words! {
+    /// What a user may do.
+    Role, "role" {
+        /// Takes, buys, pays.
+        Customer = "customer",
+        /// Runs activities and repairs what went wrong.
+        Operator = "operator",
+        /// Sees what operators see and changes nothing.
+        Viewer = "viewer",
+    }
 }
 
 impl Role {
-    /// Every role.
-    pub const ALL: [Self; 3] = [Self::Customer, Self::Operator, Self::Viewer];
-
-    /// The role as clients and the database know it.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Customer => "customer",
-            Self::Operator => "operator",
-            Self::Viewer => "viewer",
-        }
-    }
-
     const fn bit(self) -> u8 {
         match self {
             Self::Customer => 1,
@@ -99,12 +87,12 @@ impl Roles {
     }
 
     pub fn iter(self) -> impl Iterator<Item = Role> {
-        Role::ALL.into_iter().filter(move |role| self.contains(*role))
+        Role::ALL.iter().copied().filter(move |role| self.contains(*role))
     }
 
     /// The roles that `words`, joined by commas, name. A word this version does not know gives no right.
     pub(super) fn from_words(words: &str) -> Self {
-        Role::ALL.into_iter().filter(|role| words.split(',').any(|word| word == role.word())).collect()
+        Role::ALL.iter().copied().filter(|role| words.split(',').any(|word| word == role.word())).collect()
     }
 
     /// Role words joined by commas, as the database keeps them.

@@ -1,6 +1,6 @@
 //! Takes, and why there is none.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 use utoipa::ToSchema;
 
@@ -11,27 +11,17 @@ use crate::ids::{ActivityId, TakeId, UserId};
 use crate::messaging::outbox::serialize_rfc3339;
 use crate::order::model::OrderView;
 use crate::ports::clock::{Timestamp, from_micros};
+use crate::words::words;
 
-/// What has become of a take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum TakeState {
-    /// Held, and not yet turned into a draw.
-    Unused,
-    /// Held, and turned into what it stood for.
-    Used,
-    /// Given back: its token may be sold again.
-    Released,
-}
-
-impl TakeState {
-    /// The word the database keeps.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Unused => "unused",
-            Self::Used => "used",
-            Self::Released => "released",
-        }
+words! {
+    /// What has become of a take.
+    TakeState, "state of a take" {
+        /// Held, and not yet turned into a draw.
+        Unused = "unused",
+        /// Held, and turned into what it stood for.
+        Used = "used",
+        /// Given back: its token may be sold again.
+        Released = "released",
     }
 }
 
@@ -66,15 +56,13 @@ impl TryFrom<entities::take::Model> for Take {
     type Error = DbFault;
 
     fn try_from(row: entities::take::Model) -> Result<Self, DbFault> {
-        let states = [TakeState::Unused, TakeState::Used, TakeState::Released];
-        let state = states.into_iter().find(|state| state.word() == row.state);
         Ok(Self {
             id: TakeId(row.id),
             activity_id: ActivityId(row.activity_id),
             user_id: UserId(row.user_id),
             token_no: row.token_no,
             take_no: row.take_no,
-            state: state.ok_or(DbFault::Missing("a known take state"))?,
+            state: row.state.parse()?,
             taken_at: from_micros(row.taken_at),
         })
     }

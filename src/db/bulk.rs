@@ -392,11 +392,7 @@ impl Column {
                 let _ = write!(json, "{}", serde_json::Value::from(values[row].as_str()));
             }
             Self::Hash(values) => {
-                json.push('"');
-                for byte in values[row] {
-                    let _ = write!(json, "{byte:02x}");
-                }
-                json.push('"');
+                let _ = write!(json, "\"{}\"", hex::encode(values[row]));
             }
         }
     }

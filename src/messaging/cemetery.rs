@@ -66,8 +66,7 @@ impl Cemetery {
         message: &Unreadable,
     ) -> Result<(), DbFault> {
         let digest = ring::digest::digest(&ring::digest::SHA256, &message.body);
-        let key =
-            digest.as_ref().iter().fold(String::with_capacity(64), |key, byte| key + &format!("{byte:02x}"));
+        let key = hex::encode(digest);
         let (mut kept, mut error) = (message.body.as_slice(), message.error.to_string());
         if let Undecodable::TooLarge(_) = message.error {
             kept = &kept[..LARGEST_BODY.min(kept.len())];

@@ -115,7 +115,7 @@ impl VerifyingKey {
 pub(super) fn nonce() -> Result<String, CannotSign> {
     let mut bytes = [0; 16];
     SystemRandom::new().fill(&mut bytes).map_err(|_| CannotSign)?;
-    Ok(bytes.iter().fold(String::with_capacity(32), |nonce, byte| nonce + &format!("{byte:02x}")))
+    Ok(hex::encode(bytes))
 }
 
 /// What is in the Base64 text, unless that is PEM; line breaks do not matter.

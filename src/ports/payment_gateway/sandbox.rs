@@ -145,9 +145,7 @@ impl Sandbox {
     pub fn sign(&self, body: &[u8], now: Timestamp) -> String {
         let time = now.timestamp();
         let tag = hmac::sign(&self.key, &signed_text(&time.to_string(), body));
-        let hex =
-            tag.as_ref().iter().fold(String::with_capacity(64), |hex, byte| hex + &format!("{byte:02x}"));
-        format!("t={time},v1={hex}")
+        format!("t={time},v1={}", hex::encode(tag))
     }
 
     /// The customer pays, or does not. What comes back is to be told to the shop; nothing if it is too late for that.

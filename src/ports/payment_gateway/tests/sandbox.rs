@@ -23,8 +23,7 @@ fn now() -> Timestamp {
 
 fn tag(secret: &str, time: i64, body: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
-    let tag = hmac::sign(&key, format!("{time}.{body}").as_bytes());
-    tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hmac::sign(&key, format!("{time}.{body}").as_bytes()))
 }
 
 fn told(sandbox: &Sandbox, header: &str, body: &str) -> Result<Notice, NoticeRefusal> {

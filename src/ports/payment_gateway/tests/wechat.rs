@@ -391,8 +391,7 @@ const OTHER_LINE: &str = "`2026-06-01 12:00:01,`wx0,`1230000109,`0,`,`4200,`TILL
 const TOTALS: &str = "总交易单数,应结订单总金额,退款总金额,充值券退款总金额,手续费总金额,订单总金额,申请退款总金额\r\n`3,`13.34,`2.34,`0.00,`0.06000,`13.34,`2.34\r\n";
 
 fn sha1(text: &str) -> String {
-    let digest = digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
 }
 
 fn bill(hash: &str) -> (u16, String) {

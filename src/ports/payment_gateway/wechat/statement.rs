@@ -35,8 +35,7 @@ pub(super) async fn fetch(api: &Api, day: NaiveDate) -> Result<Vec<StatementLine
     // Only from the configured server: what we sign is for nobody else.
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
     let file = api.download(&format!("{}{query}", url.path())).await?;
-    let sha1 = digest(&SHA1_FOR_LEGACY_USE_ONLY, &file);
-    let sha1 = sha1.as_ref().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    let sha1 = hex::encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &file));
     if bill.hash_type != "SHA1" || !sha1.eq_ignore_ascii_case(&bill.hash_value) {
         return Err(unclear("was changed on its way".to_owned()));
     }

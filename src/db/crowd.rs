@@ -7,8 +7,8 @@ use std::time::Duration;
 /// So many waiting requests are a crowd.
 const CROWD: usize = 32;
 
-/// How long work rests in a crowd, as a multiple of the time it took: it has a quarter of the time.
-const REST: u32 = 3;
+/// How long work rests in a crowd, as a multiple of the time it took: it has a tenth of the time.
+const REST: u32 = 9;
 
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_millis(500);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, list, masked, optional_url, plain_url, texts};
+use super::Config;
+use super::format::{list, masked, texts};
+use super::url::{optional_url, plain_url};
 use crate::ports::clock::SharedClock;
 use crate::ports::payment_gateway::alipay::{Alipay, AlipayConfig};
 use crate::ports::payment_gateway::sandbox::{Sandbox, SandboxConfig};
@@ -186,7 +188,7 @@ fn needed(key: &'static str) -> InvalidSetting {
 mod tests {
     use rstest::rstest;
 
-    use super::super::{ConfigError, Loaded, Sources};
+    use super::super::layers::{ConfigError, Loaded, Sources};
     use super::*;
     use crate::ports::clock::SystemClock;
     use crate::ports::payment_gateway::Channel;

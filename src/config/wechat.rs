@@ -9,7 +9,9 @@ use std::sync::Arc;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, list, masked, plain_url, texts};
+use super::Config;
+use super::format::{list, masked, texts};
+use super::url::plain_url;
 use crate::notification::events::NotificationKind;
 use crate::ports::notifier::Notifier;
 use crate::ports::notifier::wechat::{Wechat, WechatConfig};

@@ -3,37 +3,34 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage or configuration. Results go to standard output; an error is one sentence
 //! on standard error that says what to do.
 
+mod commands;
+mod server;
+
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
-use futures_util::stream::{Stream, TryStreamExt};
-use secrecy::ExposeSecret;
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{self, App, Ground, Modules, Running, StartError, TimeSource};
-use crate::config::{Config, ConfigError, Loaded, ServerRole, Sources, YEAR, listening_address};
-use crate::demo::{self, Pace};
-use crate::idempotency::Answered;
-use crate::identity::{
-    AccessToken, IdentityError, IdentityService, InvalidPassword, NewPassword, Role, Roles, UserName,
+use self::commands::{
+    add_user, complete, list_jobs, list_letters, read_password, reconcile, run_job, write_tokens,
 };
+use self::server::serve;
+use crate::app::{self, Ground, Modules, StartError};
+use crate::config::{Config, ConfigError, Loaded, Sources, YEAR, listening_address};
+use crate::idempotency::Answered;
+use crate::identity::{IdentityError, InvalidPassword, Role, UserName};
 use crate::ids::DeadLetterId;
-use crate::jobs::{JobService, JobView, JobsError, LastRun, Run, RunState};
+use crate::jobs::{JobService, JobsError, Run};
 use crate::messaging::dead_letter::{DeadLetter, DeadLetterError, DeadLetters, LetterFilter, LetterState};
 use crate::messaging::jobs::DEAD_LETTER_REPLAY;
 use crate::ports::payment_gateway::InvalidSetting;
-use crate::reconciliation::{DifferenceState, ReconciliationError, ReconciliationService};
+use crate::reconciliation::ReconciliationError;
 use crate::telemetry::{Telemetry, TelemetryError};
 
 const HELP: &str = "\
@@ -404,29 +401,6 @@ impl JobCommand {
     }
 }
 
-/// Runs a job and prints what it did.
-async fn run_job(
-    jobs: &JobService,
-    name: &str,
-    params: Option<serde_json::Value>,
-    patience: Duration,
-) -> Result<(), Failure> {
-    let run = jobs.perform(name, params, patience).await?;
-    if run.state != RunState::Done {
-        return Err(Failure::Run(Box::new(run)));
-    }
-    let took = took(run.duration_ms.unwrap_or_default());
-    let did = run.summary.as_deref().unwrap_or("nothing to do");
-    Ok(writeln!(std::io::stdout(), "Job {name} is done after {took}: {did}")?)
-}
-
-fn took(ms: i64) -> String {
-    match ms {
-        ..1 => "less than 1ms".to_owned(),
-        ms => format!("{:?}", Duration::from_millis(ms.unsigned_abs())),
-    }
-}
-
 impl DeadLetterCommand {
     async fn run(self, letters: &DeadLetters, jobs: &JobService) -> Result<(), Failure> {
         match self {
@@ -444,73 +418,6 @@ impl DeadLetterCommand {
     }
 }
 
-/// A line for each dead letter.
-async fn list_letters(
-    letters: &DeadLetters,
-    filter: LetterFilter,
-    state: Option<LetterState>,
-) -> Result<(), Failure> {
-    let mut out = BufWriter::new(std::io::stdout());
-    writeln!(
-        out,
-        "{:19}  {:20}  {:9}  {:>7}  {:24}  {:28}  ERROR",
-        "ID", "GIVEN UP", "STATE", "REPLAYS", "GROUP", "TYPE"
-    )?;
-    let mut before = None;
-    loop {
-        let page = letters.list(filter.clone(), state, before, 100).await.map_err(DeadLetterError::from)?;
-        let Some(last) = page.last() else { return Ok(out.flush()?) };
-        before = Some(last.id);
-        for letter in &page {
-            let DeadLetter { id, state, replays, group, .. } = letter;
-            let died = letter.died_at.to_rfc3339_opts(SecondsFormat::Secs, true);
-            let event_type = letter.event_type.as_deref().unwrap_or("-");
-            // What others sent does not steer the terminal.
-            let error = letter.error.replace(char::is_control, " ");
-            let (id, state) = (id.to_string(), state.word());
-            writeln!(
-                out,
-                "{id:19}  {died:20}  {state:9}  {replays:>7}  {group:24}  {event_type:28}  {error}"
-            )?;
-        }
-    }
-}
-
-/// A line for each job.
-fn list_jobs(jobs: &[JobView], out: &mut impl Write) -> std::io::Result<()> {
-    let time = |at: DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Secs, true);
-    let never = || "-".to_owned();
-    let wide = |column: fn(&JobView) -> usize| jobs.iter().map(column).max().unwrap_or_default();
-    let (names, schedules) = (wide(|job| job.name.len()), wide(|job| job.schedule.len()));
-    writeln!(
-        out,
-        "{:names$}  {:schedules$}  {:20}  {:20}  OUTCOME",
-        "JOB", "SCHEDULE", "NEXT RUN", "LAST RUN"
-    )?;
-    for job in jobs {
-        let next = if job.paused { "paused".to_owned() } else { job.next_run_at.map_or_else(never, time) };
-        let last = job.last_run.as_ref();
-        let started = last.map_or_else(never, |run| time(run.started_at));
-        let outcome = match last {
-            _ if job.running => "running".to_owned(),
-            Some(LastRun { outcome, error: Some(error), .. }) => format!("{outcome}: {error}"),
-            Some(LastRun { outcome, .. }) => outcome.to_string(),
-            None => never(),
-        };
-        let (name, schedule) = (&job.name, &job.schedule);
-        writeln!(out, "{name:names$}  {schedule:schedules$}  {next:20}  {started:20}  {outcome}")?;
-    }
-    Ok(())
-}
-
-/// Writes the completion script; the generator itself would panic if that fails.
-fn complete(shell: clap_complete::Shell, out: &mut impl Write) -> std::io::Result<()> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "tombola", &mut script);
-    out.write_all(&script)?;
-    out.flush()
-}
-
 impl ConfigCommand {
     fn run(self, sources: Sources) -> Result<(), Failure> {
         let load = || -> Result<Loaded, ConfigError> { sources.load() };
@@ -521,36 +428,6 @@ impl ConfigCommand {
         };
         Ok(std::io::stdout().write_all(text.as_bytes())?)
     }
-}
-
-fn serve(loaded: &Loaded, demo: bool) -> Result<(), Failure> {
-    let config = &loaded.config;
-    if demo && !config.dev_login() {
-        return Err(Failure::DemoWithoutSignIn);
-    }
-    with_telemetry(config, async {
-        let mut signals = Signals::listen()?;
-        let starting = App::start(config.clone(), TimeSource::Database).await;
-        let running = starting.map_err(|error| located(loaded, error))?;
-        banner(config, &running, demo)?;
-        let shoppers = async {
-            if demo {
-                demo::run(running.address, running.clock().clone(), Pace::default()).await;
-            }
-            std::future::pending::<()>().await;
-        };
-        let failed = tokio::select! {
-            () = signals.next() => false,
-            () = running.failed() => true,
-            () = shoppers => false,
-        };
-        tokio::select! {
-            () = running.stop() => {}
-            // Whoever asks twice does not want to wait.
-            () = signals.next() => std::process::exit(1),
-        }
-        if failed { Err(Failure::NodeNumberLost) } else { Ok(()) }
-    })
 }
 
 /// Runs `work` on the database, whether or not a server uses it at the same time.
@@ -585,128 +462,12 @@ fn located(loaded: &Loaded, error: StartError) -> Failure {
     }
 }
 
-async fn reconcile(service: &ReconciliationService, apply: bool) -> Result<(), Failure> {
-    let run = service.run().await?;
-    // Of very many, only the first are kept.
-    let mut open = usize::try_from(run.found).unwrap_or(0).saturating_sub(run.differences.len());
-    let mut out = std::io::stdout();
-    for difference in run.differences {
-        writeln!(out, "{}: {} Proposed: {}.", difference.comparison, difference.detail, difference.action)?;
-        if apply {
-            let Answered::Fresh(settled) = service.apply(difference.id, None, None).await? else { continue };
-            writeln!(out, "  {}", settled.outcome.unwrap_or_default())?;
-            open += usize::from(settled.state == DifferenceState::Open);
-        } else {
-            open += 1;
-        }
-    }
-    if let Some(failed) = run.failed {
-        return Err(Failure::NotCompared(failed));
-    }
-    if open > 0 {
-        return Err(Failure::Differences(open));
-    }
-    Ok(writeln!(
-        out,
-        "{}",
-        if run.found == 0 { "Everything agrees." } else { "Every difference is settled." }
-    )?)
-}
-
-async fn add_user(
-    identity: &IdentityService,
-    name: UserName,
-    roles: Roles,
-    password: Option<NewPassword>,
-) -> Result<(), Failure> {
-    let (password, generated) = match password {
-        Some(password) => (password, None),
-        None => {
-            let (password, text) = NewPassword::generate();
-            (password, Some(text))
-        }
-    };
-    let user = identity.add_user(&name, roles, password).await?;
-    let mut out = std::io::stdout();
-    writeln!(out, "Added {} (id {}).", user.name, user.id)?;
-    if let Some(password) = generated {
-        writeln!(out, "Password, shown only now: {}", password.expose_secret())?;
-    }
-    Ok(())
-}
-
-/// The first line of standard input; never an argument, which every user of the machine could read.
-fn read_password() -> Result<NewPassword, Failure> {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
-    Ok(NewPassword::parse(line.trim_end_matches(['\r', '\n']).into())?)
-}
-
-async fn write_tokens(
-    tokens: impl Stream<Item = Result<Vec<AccessToken>, IdentityError>>,
-    file: &Path,
-) -> Result<(), Failure> {
-    let failed = |source| Failure::File { file: file.to_owned(), source };
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut out = BufWriter::new(options.open(file).map_err(failed)?);
-    let mut tokens = pin!(tokens);
-    while let Some(portion) = tokens.try_next().await? {
-        for token in portion {
-            writeln!(out, "{}", token.token).map_err(failed)?;
-        }
-    }
-    out.flush().map_err(failed)
-}
-
 /// Runs `work` in an actix system between the start and the last flush of logs and traces.
 fn with_telemetry(config: &Config, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let telemetry = Telemetry::install(&config.log, &config.telemetry)?;
     let done = actix_web::rt::System::new().block_on(work);
     telemetry.flush();
     done
-}
-
-/// What a person at a terminal wants to know first.
-fn banner(config: &Config, running: &Running, demo: bool) -> Result<(), std::io::Error> {
-    let url = format!("http://{}", running.address);
-    let storage = config.database_settings().map_or_else(|_| String::new(), |settings| settings.describe());
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "Tombola {}", env!("CARGO_PKG_VERSION"))?;
-    if config.has_role(ServerRole::Http) {
-        writeln!(out, "  API       {url}/api/v1")?;
-        writeln!(out, "  Docs      {url}/docs/")?;
-    } else {
-        let roles: Vec<String> = config.roles.iter().map(ServerRole::to_string).collect();
-        writeln!(out, "  Roles     {}; no API here", roles.join(", "))?;
-        writeln!(out, "  Metrics   {url}/metrics")?;
-    }
-    writeln!(out, "  Storage   {storage}")?;
-    writeln!(out, "  Mode      {}", mode(config))?;
-    if config.dev_login() && config.has_role(ServerRole::Http) {
-        writeln!(out, "  Sign-in   open to any name and role: for development (auth.dev_login)")?;
-    }
-    if let Some((name, password)) = &running.first_operator {
-        let password = password.expose_secret();
-        writeln!(out, "  Operator  {}, password {password} (shown only this once)", name.as_str())?;
-    }
-    if demo {
-        writeln!(
-            out,
-            "  Demo      simulated shoppers take from a give-away; a new one starts when it is sold out"
-        )?;
-    }
-    out.flush()
-}
-
-/// What the installation consists of.
-fn mode(config: &Config) -> &'static str {
-    match (config.is_embedded(), config.bus.is_embedded()) {
-        (true, true) => "embedded: one process, nothing else needed",
-        (true, false) => "one process; events go over RabbitMQ",
-        (false, true) => "nodes sharing one database",
-        (false, false) => "nodes sharing one database; events go over RabbitMQ",
-    }
 }
 
 fn json(text: &str) -> Result<serde_json::Value, String> {
@@ -719,29 +480,8 @@ fn letter_state(text: &str) -> Result<LetterState, String> {
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    let known = || {
-        format!("the roles are {}", Role::ALL.iter().map(|role| role.word()).collect::<Vec<_>>().join(", "))
-    };
-    Role::ALL.iter().copied().find(|role| role.word() == text).ok_or_else(known)
-}
-
-/// The signals that ask a process to end.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, std::io::Error> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
+    let known = || Role::ALL.iter().map(|role| role.word()).collect::<Vec<_>>().join(", ");
+    text.parse().map_err(|_| format!("the roles are {}", known()))
 }
 
 #[cfg(test)]
@@ -799,33 +539,6 @@ mod tests {
     fn what_is_wrong_is_refused_with_what_is_right(#[case] line: &str, #[case] problem: &str) {
         let error = read(line).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
-    }
-
-    #[test]
-    fn a_completion_script_that_cannot_be_written_is_an_error() {
-        let mut script = Vec::new();
-        complete(clap_complete::Shell::Bash, &mut script).unwrap();
-        assert!(String::from_utf8(script).unwrap().contains("tombola"));
-        assert!(complete(clap_complete::Shell::Bash, &mut [0; 8].as_mut_slice()).is_err());
-    }
-
-    #[rstest]
-    #[case(0, "less than 1ms")]
-    #[case(1, "1ms")]
-    #[case(1500, "1.5s")]
-    fn a_run_took_some_time(#[case] ms: i64, #[case] told: &str) {
-        assert_eq!(took(ms), told);
-    }
-
-    #[rstest]
-    #[case("sqlite://data/x.db", "embedded", "embedded: one process, nothing else needed")]
-    #[case("sqlite://data/x.db", "amqp://mq", "one process; events go over RabbitMQ")]
-    #[case("postgres://db/x", "embedded", "nodes sharing one database")]
-    #[case("postgres://db/x", "amqp://mq", "nodes sharing one database; events go over RabbitMQ")]
-    fn the_mode_names_what_is_needed(#[case] database: &str, #[case] bus: &str, #[case] told: &str) {
-        let flags = vec![("database.url", "test", database.to_owned()), ("bus", "test", bus.to_owned())];
-        let loaded = Sources { flags, ..Sources::default() }.load().unwrap();
-        assert_eq!(mode(&loaded.config), told);
     }
 
     #[rstest]

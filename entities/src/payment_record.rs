@@ -9,7 +9,7 @@ pub struct Model {
     pub id: i64,
     pub payment_id: i64,
     pub channel: String,
-    /// `callback`, `query`, `close` or `refund`.
+    /// `callback`, `query`, `close` or `operator`.
     pub kind: String,
     pub transaction_id: Option<String>,
     pub outcome: String,

@@ -58,6 +58,7 @@ pub(super) fn api(routes: &mut ServiceConfig<'_>) {
         .service(order::finish)
         .service(payment::list_all)
         .service(payment::records)
+        .service(payment::give_up)
         .service(payment::refunds)
         .service(payment::approve)
         .service(payment::refuse)

@@ -24,6 +24,7 @@ use crate::idempotency::Answered;
 use crate::identity::Caller;
 use crate::ids::{CouponId, GoodsId, OrderId, UserId};
 use crate::money::MOST_MINOR;
+use crate::payment::service::PaymentError;
 use crate::refusals;
 
 refusals!(CancelRefusals: OrderNotCancellable, Overloaded);
@@ -504,6 +505,7 @@ impl From<OrderError> for ApiError {
                 Self::new(code, format!("The order is {state}: {refusal}."))
             }
             OrderError::Key(refusal) => refusal.into(),
+            OrderError::PaymentUnclear(gone @ PaymentError::GatewayGone { .. }) => gone.into(),
             OrderError::PaymentUnclear(_) => Self::new(
                 Code::DependencyUnavailable,
                 "The payment gateway does not say whether the order was paid; it stays as it is. Try again.",

@@ -197,6 +197,26 @@ pub(crate) async fn records(
     Ok(Json(page.list(found, |record| record.id.0, |record| record)))
 }
 
+/// Says that a payment that is open at a gateway that is not set up here any more comes to nothing; its order can end.
+///
+/// Whoever learns that it was paid gives the money back at the gateway first. A gateway that is set up is asked instead,
+/// whenever the order is cancelled or its time is up.
+#[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = Reason,
+    responses((status = 200, description = "The payment as it is now", body = PaymentDetail), DecisionRefusals))]
+#[post("/admin/payments/{id}/settle")]
+pub(crate) async fn give_up(
+    payments: Data<PaymentService>,
+    req: HttpRequest,
+    operator: Operator,
+    id: PathId<PaymentId>,
+    key: IdempotencyKey,
+    body: JsonBody<Reason>,
+) -> ApiResult<HttpResponse> {
+    let key = request_key(operator.0.user, &req, &key, body.fingerprint);
+    let settled = payments.give_up(operator.0.user, id.0, body.value.reason, key).await?;
+    Ok(answered(StatusCode::OK, settled))
+}
+
 /// Which refunds to list.
 #[derive(Debug, Clone, Copy, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -283,6 +303,20 @@ impl From<PaymentError> for ApiError {
             PaymentError::AlreadyPaid => Self::new(Code::OrderAlreadyPaid, "The order is paid."),
             PaymentError::ChannelOff(channel) => {
                 Self::invalid("/channel", format!("payments through {channel} are not set up here"))
+            }
+            PaymentError::GatewayGone { payment, channel } => Self::new(
+                Code::DependencyUnavailable,
+                format!(
+                    "Payment {payment} went through {channel}, which is not set up here any more: nobody can say \
+                     whether it was paid. An operator can set {channel} up again, or settle the payment by hand."
+                ),
+            ),
+            PaymentError::GatewayDecides(channel) => Self::new(
+                Code::TransitionNotAllowed,
+                format!("Payments through {channel} are set up here, so what {channel} says of it counts."),
+            ),
+            PaymentError::PaymentSettled(state) => {
+                Self::new(Code::TransitionNotAllowed, format!("The payment is {state}."))
             }
             PaymentError::RefundSettled(state) => {
                 Self::new(Code::TransitionNotAllowed, format!("The refund is {state}."))

@@ -51,7 +51,9 @@ pub fn payment_queries(payments: PaymentService, schedule: Schedule) -> Job {
 async fn ask_about(payments: &PaymentService, channel: Channel) -> Result<Asked, DbFault> {
     let now = payments.now();
     let (mut asked, mut unclear) = (Asked::default(), None);
-    for why in [Unsettled::RecheckBy(now), Unsettled::PendingSince(now - PATIENCE)] {
+    // What an operator gave up, and what else ended here, can wait for a gateway that is not set up.
+    let recheck = payments.gateways().get(channel).map(|_| Unsettled::RecheckBy(now));
+    for why in recheck.into_iter().chain([Unsettled::PendingSince(now - PATIENCE)]) {
         let mut after = PaymentId(0);
         loop {
             let page = payments.unsettled(why, channel, after, PAGE).await?;

@@ -6,17 +6,18 @@
 use serde::Serialize;
 
 use super::model::{Payment, PaymentState, RefundState};
-use crate::ids::PaymentId;
+use crate::ids::{PaymentId, UserId};
 use crate::ports::clock::Timestamp;
 use crate::ports::payment_gateway::{Capture, Channel};
 use crate::words::words;
 
 words! {
-    /// How we learned what a gateway says.
+    /// How we learned what a gateway says, or who said it in its place.
     Source, "source of a payment record" {
         Callback = "callback",
         Query = "query",
         Close = "close",
+        Operator = "operator",
     }
 }
 
@@ -32,6 +33,11 @@ pub enum Said {
     /// The gateway did not know a payment that was to be closed; a code that its customer has may be paid `until` then.
     Unknown {
         until: Timestamp,
+    },
+    /// In the place of a gateway that is not set up here any more, an operator says that the payment comes to nothing.
+    GivenUp {
+        by: UserId,
+        reason: String,
     },
 }
 
@@ -94,8 +100,12 @@ pub fn decide(state: PaymentState, said: &Said) -> Option<PaymentState> {
     match (state, said) {
         (Pending | Failed | Closed, Said::Captured(_)) => Some(Succeeded),
         (Pending, Said::Failed { .. }) => Some(Failed),
-        (Pending, Said::Closed | Said::Unknown { .. }) => Some(Closed),
-        (Succeeded, _) | (Failed | Closed, Said::Failed { .. } | Said::Closed | Said::Unknown { .. }) => None,
+        (Pending, Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. }) => Some(Closed),
+        (Succeeded, _)
+        | (
+            Failed | Closed,
+            Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. },
+        ) => None,
     }
 }
 
@@ -104,6 +114,8 @@ pub fn decide(state: PaymentState, said: &Said) -> Option<PaymentState> {
 pub fn recheck_at(said: &Said, now: Timestamp) -> Option<Timestamp> {
     match said {
         Said::Unknown { until } if *until > now => Some(*until),
+        // As soon as it is set up again.
+        Said::GivenUp { .. } => Some(now),
         Said::Unknown { .. } | Said::Captured(_) | Said::Failed { .. } | Said::Closed => None,
     }
 }
@@ -129,7 +141,7 @@ mod tests {
 
     use super::super::model::Wish;
     use super::*;
-    use crate::ids::{OrderId, UserId};
+    use crate::ids::OrderId;
     use crate::money::Currency;
 
     fn money(code: &str) -> Currency {
@@ -165,25 +177,30 @@ mod tests {
         }
     }
 
+    fn given_up() -> Said {
+        Said::GivenUp { by: UserId(4), reason: "the contract ended".to_owned() }
+    }
+
     fn report(said: Said) -> Report {
         let (payment, channel) = (PaymentId(1), Channel::Sandbox);
         Report { payment, channel, said, source: Source::Query, body: String::new(), headers: None }
     }
 
-    /// Every state, and what each report makes of it: a capture, a failure, a close, a close of what is not known.
+    /// Every state, and what each report makes of it: a capture, a failure, a close, a close of what is not known, an
+    /// operator's word.
     #[test]
     fn every_report_in_every_state() {
         use PaymentState::{Closed, Failed, Pending, Succeeded};
         let table = [
-            (Pending, [Some(Succeeded), Some(Failed), Some(Closed), Some(Closed)]),
-            (Succeeded, [None, None, None, None]),
-            (Failed, [Some(Succeeded), None, None, None]),
-            (Closed, [Some(Succeeded), None, None, None]),
+            (Pending, [Some(Succeeded), Some(Failed), Some(Closed), Some(Closed), Some(Closed)]),
+            (Succeeded, [None, None, None, None, None]),
+            (Failed, [Some(Succeeded), None, None, None, None]),
+            (Closed, [Some(Succeeded), None, None, None, None]),
         ];
         assert_eq!(table.map(|(state, _)| state).as_slice(), PaymentState::ALL);
         let unknown = Said::Unknown { until: DateTime::UNIX_EPOCH };
-        let said =
-            [Said::Captured(capture()), Said::Failed { reason: "x".to_owned() }, Said::Closed, unknown];
+        let failed = Said::Failed { reason: "x".to_owned() };
+        let said = [Said::Captured(capture()), failed, Said::Closed, unknown, given_up()];
         for (state, expected) in table {
             for (said, expected) in said.iter().zip(expected) {
                 assert_eq!(decide(state, said), expected, "{state} and {said:?}");
@@ -198,6 +215,7 @@ mod tests {
         assert_eq!(recheck_at(&unknown, DateTime::UNIX_EPOCH), Some(until));
         assert_eq!(recheck_at(&unknown, until), None);
         assert_eq!(recheck_at(&Said::Closed, DateTime::UNIX_EPOCH), None);
+        assert_eq!(recheck_at(&given_up(), until), Some(until));
     }
 
     #[rstest]

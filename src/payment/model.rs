@@ -172,12 +172,12 @@ impl From<Payment> for PaymentDetail {
     }
 }
 
-/// Something new that a gateway said of a payment (PAY-3).
+/// Something new that a gateway said of a payment, or an operator in its place (PAY-3).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PaymentRecord {
     pub id: PaymentRecordId,
     pub payment_id: PaymentId,
-    /// How it came to be known: by a `callback`, or as the answer to a `query` or a `close`.
+    /// How it came to be known: by a `callback`, as the answer to a `query` or a `close`, or from an `operator`.
     pub source: String,
     /// What the payment was from then on.
     pub outcome: PaymentState,

@@ -11,7 +11,9 @@ use thiserror::Error;
 use tracing::{error, info, warn};
 
 use super::machine::{Contradiction, Report, Said, Source};
-use super::model::{Opened, Payment, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, Wish};
+use super::model::{
+    Opened, Payment, PaymentDetail, PaymentRecord, PaymentState, PaymentView, Refund, RefundState, Wish,
+};
 use super::store::{Listing, Unsettled};
 use super::{refund, store};
 use crate::actors::batching::BatchSettings;
@@ -46,6 +48,12 @@ pub enum PaymentError {
     AlreadyPaid,
     #[error("payments through {0} are not set up here")]
     ChannelOff(Channel),
+    #[error("payment {payment} went through {channel}, which is not set up here any more")]
+    GatewayGone { payment: PaymentId, channel: Channel },
+    #[error("payments through {0} are set up here, and it can be asked")]
+    GatewayDecides(Channel),
+    #[error("the payment is {0}")]
+    PaymentSettled(PaymentState),
     #[error("the refund is {0}")]
     RefundSettled(RefundState),
     #[error(transparent)]
@@ -163,6 +171,11 @@ impl PaymentService {
 
     pub(super) fn gateway(&self, channel: Channel) -> Result<Arc<dyn PaymentGateway>, PaymentError> {
         self.0.gateways.get(channel).ok_or(PaymentError::ChannelOff(channel))
+    }
+
+    fn gateway_of(&self, payment: &Payment) -> Result<Arc<dyn PaymentGateway>, PaymentError> {
+        let (payment, channel) = (payment.id, payment.channel);
+        self.0.gateways.get(channel).ok_or(PaymentError::GatewayGone { payment, channel })
     }
 
     /// Opens a payment of `user`'s order, or the one of this channel that is open already (PAY-1, PAY-2). One that was
@@ -353,7 +366,7 @@ impl PaymentService {
 
     /// Asks the gateway where `payment` stands, and settles what it says; `None` if that is still open.
     pub async fn ask(&self, payment: &Payment) -> Result<Option<Payment>, PaymentError> {
-        let said = match self.gateway(payment.channel)?.query(payment.id).await? {
+        let said = match self.gateway_of(payment)?.query(payment.id).await? {
             // It never got there. While the order waits, its customer may still be on the way.
             GatewayState::Pending | GatewayState::NotFound => return Ok(None),
             GatewayState::Succeeded(capture) => Said::Captured(capture),
@@ -419,7 +432,7 @@ impl PaymentService {
     }
 
     async fn close(&self, payment: &Payment) -> Result<Payment, PaymentError> {
-        let said = match self.gateway(payment.channel)?.close(payment.id).await {
+        let said = match self.gateway_of(payment)?.close(payment.id).await {
             Ok(Closing::Closed) => Said::Closed,
             Ok(Closing::Unknown) => {
                 Said::Unknown { until: self.order(payment.order_id).await?.due_at + LATE_CAPTURE }
@@ -432,6 +445,48 @@ impl PaymentService {
             }
         };
         self.settle_answer(payment, said, Source::Close).await
+    }
+
+    /// An operator says that a payment comes to nothing whose gateway is not set up here any more, so that its order can
+    /// end. What a gateway that can be asked says is not an operator's to say.
+    ///
+    /// If it was captured nevertheless, that is a late payment: it is told by a notice, or when the gateway is asked, once it
+    /// is set up again.
+    pub async fn give_up(
+        &self,
+        by: UserId,
+        id: PaymentId,
+        reason: String,
+        key: Option<RequestKey>,
+    ) -> Result<Answered<PaymentDetail>, PaymentError> {
+        let payments = self.clone();
+        idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
+            let (payments, said) = (payments.clone(), Said::GivenUp { by, reason: reason.clone() });
+            async move {
+                let payment = store::find(&tx, id).await?.ok_or(PaymentError::NotFound)?;
+                match payment.state {
+                    PaymentState::Closed => return Ok(payment.into()),
+                    PaymentState::Pending => {}
+                    state @ (PaymentState::Succeeded | PaymentState::Failed) => {
+                        return Err(PaymentError::PaymentSettled(state));
+                    }
+                }
+                let channel = payment.channel;
+                if payments.0.gateways.get(channel).is_some() {
+                    return Err(PaymentError::GatewayDecides(channel));
+                }
+                let body = serde_json::to_string(&said).map_err(DbFault::from)?;
+                let report =
+                    Report { payment: id, channel, said, source: Source::Operator, body, headers: None };
+                let settled = store::settle(&tx, &payments.0.ids, payments.now(), &[report]).await?.pop();
+                let settled = settled.ok_or(DbFault::Missing("an answer to a report"))?;
+                match settled.map_err(PaymentError::Contradiction)? {
+                    closed if closed.state == PaymentState::Closed => Ok(closed.into()),
+                    faster => Err(PaymentError::PaymentSettled(faster.state)),
+                }
+            }
+        })
+        .await
     }
 
     pub(super) fn now(&self) -> Timestamp {

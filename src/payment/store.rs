@@ -39,7 +39,7 @@ pub async fn settle(
         };
         let owner = match &report.said {
             Said::Captured(capture) => taken.get(&transaction(report.channel, capture)),
-            Said::Failed { .. } | Said::Closed | Said::Unknown { .. } => None,
+            Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => None,
         };
         if let Err(contradiction) = check(payment, report, owner.copied()) {
             answers.push(Err(contradiction));
@@ -53,7 +53,7 @@ pub async fn settle(
                     events.push(ids.next()?, &succeeded(payment, capture))?;
                 }
                 Said::Failed { reason } => events.push(ids.next()?, &failed(payment, reason, now))?,
-                Said::Closed | Said::Unknown { .. } => {}
+                Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => {}
             }
             records.push(record(ids.next()?, payment, report, now));
         }
@@ -88,7 +88,7 @@ fn learn(payment: &mut Payment, said: &Said, now: Timestamp) -> bool {
             payment.payer = capture.payer.as_ref().map(|payer| fit(payer, 128));
         }
         Said::Failed { reason } => payment.failure = Some(fit(reason, 256)),
-        Said::Closed | Said::Unknown { .. } => {}
+        Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => {}
     }
     (payment.state, payment.settled_at) = (state, Some(now));
     true
@@ -162,7 +162,7 @@ fn transaction(channel: Channel, capture: &Capture) -> (String, String) {
 async fn transactions(tx: &Tx, reports: &[Report]) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
     let captured = reports.iter().filter_map(|report| match &report.said {
         Said::Captured(capture) => Some(transaction(report.channel, capture)),
-        Said::Failed { .. } | Said::Closed | Said::Unknown { .. } => None,
+        Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => None,
     });
     let (channels, transactions): (Vec<String>, Vec<String>) = captured.unzip();
     if channels.is_empty() {

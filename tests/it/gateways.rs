@@ -3,7 +3,8 @@
 use chrono::TimeDelta;
 use serde_json::{Value, json};
 
-use crate::support::alipay::FakeAlipay;
+use crate::support::alipay::{self, FakeAlipay};
+use crate::support::gateway::KEY;
 use crate::support::payments::{ask_gateways, buy, notice, open, order_of, pay, signed_notice};
 use crate::support::{Client, TestApp, eventually, stories};
 
@@ -15,6 +16,7 @@ stories!(
     what_went_back_past_us_pays_for_nothing,
     another_way_to_pay_is_another_payment,
     a_payment_the_gateway_did_not_know_is_asked_about_once_more,
+    a_payment_of_a_gateway_that_is_gone_is_settled_by_hand,
 );
 
 fn text(value: &Value) -> String {
@@ -192,4 +194,68 @@ async fn a_payment_the_gateway_did_not_know_is_asked_about_once_more(app: &TestA
     assert_eq!(refunds().await[0]["cause"], "late_payment");
     assert_eq!(alipay.returned().len(), 1);
     assert_eq!(state_of(&alice, &order).await, "cancelled");
+}
+
+async fn a_payment_of_a_gateway_that_is_gone_is_settled_by_hand(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let (alice, operator) = (app.customer("alice").await, app.operator().await);
+    let (cancelled, overdue) = (buy(app, &alice).await, buy(app, &alice).await);
+    let (told, asked) = (open(&alice, &cancelled, "alipay").await, open(&alice, &overdue, "alipay").await);
+    let reason = json!({"reason": "the contract with them has ended"});
+    let settle = async |payment: &str| {
+        operator.post(&format!("/admin/payments/{payment}/settle"), reason.clone()).await
+    };
+    let problem = settle(&told).await.refused(409, "transition_not_allowed");
+    assert!(text(&problem["detail"]).contains("alipay says"), "{problem}");
+
+    app.restart().await;
+    let unclear = alice.post(&format!("/orders/{cancelled}/cancel"), json!({})).await;
+    let problem = unclear.refused(503, "dependency_unavailable");
+    let detail = text(&problem["detail"]);
+    assert!(detail.contains("alipay, which is not set up") && detail.contains(&told), "{problem}");
+    assert!(detail.contains("settle the payment by hand"), "{problem}");
+    app.pass(TimeDelta::minutes(31));
+    // The deadline is no better off.
+    operator.post("/admin/jobs/overdue_payments/runs", json!({})).await;
+    assert_eq!(state_of(&alice, &overdue).await, "awaiting_payment");
+
+    let path = format!("/admin/payments/{told}/settle");
+    app.viewer().await.post(&path, reason.clone()).await.refused(403, "forbidden");
+    operator.post(&path, json!({})).await.refused(422, "validation_failed");
+    operator.post("/admin/payments/1/settle", reason.clone()).await.refused(404, "not_found");
+    let closed = settle(&told).await.is(200);
+    assert_eq!((&closed["id"], &closed["state"]), (&json!(told), &json!("closed")));
+    assert_eq!(settle(&told).await.is(200), closed, "a repeat changes nothing");
+    let records = operator.get(&format!("/admin/payments/{told}/records")).await.is(200)["items"].clone();
+    assert_eq!(records.as_array().unwrap().len(), 1, "{records}");
+    assert_eq!((&records[0]["source"], &records[0]["outcome"]), (&json!("operator"), &json!("closed")));
+    let who = operator.get("/me").await.is(200)["id"].clone();
+    let body: Value = serde_json::from_str(records[0]["body"].as_str().unwrap()).unwrap();
+    assert_eq!(body["given_up"], json!({"by": who, "reason": reason["reason"]}));
+    for (order, payment) in [(&cancelled, &told), (&overdue, &asked)] {
+        settle(payment).await.is(200);
+        order_of(&alice, order).becomes("cancelled").await;
+    }
+
+    // It is back, and both were paid after all: the one is told of, the other is asked about.
+    app.restart_with(|config| alipay.configure(config)).await;
+    for payment in [&told, &asked] {
+        alipay.pay(payment, 1234);
+    }
+    alipay::notice(&told, 1234, &[], &KEY).told(app).await;
+    ask_gateways(app).await;
+    for (order, payment) in [(&cancelled, &told), (&overdue, &asked)] {
+        let path = format!("/orders/{order}/refunds");
+        let refund = async || alice.get(&path).await.is(200)["items"][0].clone();
+        eventually(async || refund().await["state"] == "succeeded").await;
+        let refund = refund().await;
+        assert_eq!(
+            (&refund["cause"], &refund["payment_id"]),
+            (&json!("late_payment"), &json!(payment)),
+            "{refund}"
+        );
+        settle(payment).await.refused(409, "transition_not_allowed");
+    }
+    assert_eq!(alipay.returned().len(), 2);
 }

@@ -16,6 +16,8 @@ pub struct Model {
     pub body: String,
     /// Those that the signature of a callback is made of, as JSON.
     pub headers: Option<String>,
+    /// Why it was not believed.
+    pub contradiction: Option<String>,
     pub received_at: i64,
 }
 

@@ -26,6 +26,7 @@ mod m20261121_000015_payment_wish;
 mod m20261121_000016_points_and_stores;
 mod m20261121_000017_recheck_and_trimming;
 mod m20261121_000018_shop;
+mod m20261121_000019_payment_contradictions;
 mod steps;
 
 #[cfg(feature = "faults")]
@@ -57,6 +58,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000016_points_and_stores::Migration),
             Box::new(m20261121_000017_recheck_and_trimming::Migration),
             Box::new(m20261121_000018_shop::Migration),
+            Box::new(m20261121_000019_payment_contradictions::Migration),
         ]
     }
 }

@@ -133,7 +133,7 @@ fn refused(refusal: &NoticeRefusal) -> ApiError {
             ApiError::new(Code::Unauthenticated, "The signature does not hold.")
         }
         NoticeRefusal::Malformed(detail) => ApiError::new(Code::MalformedRequest, detail.clone()),
-        NoticeRefusal::WrongMerchant(_) => {
+        NoticeRefusal::WrongMerchant { .. } => {
             ApiError::new(Code::PaymentMismatch, "The notice is about another merchant.")
         }
     }

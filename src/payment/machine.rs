@@ -39,6 +39,8 @@ pub enum Said {
         by: UserId,
         reason: String,
     },
+    /// Nothing that can be true, whatever the payment is.
+    Untrue(Contradiction),
 }
 
 /// What a gateway says of one payment, and how we learned it.
@@ -55,10 +57,13 @@ pub struct Report {
 }
 
 /// Why a report is not believed, although its gateway made it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
 pub enum Contradiction {
     #[error("there is no such payment")]
     Unknown,
+    #[error("it is about another merchant: {0}")]
+    Merchant(String),
     #[error("the payment is of another channel")]
     Channel,
     #[error("{paid} was captured, and {due} is due")]
@@ -78,7 +83,11 @@ pub fn check(payment: &Payment, report: &Report, owner: Option<PaymentId>) -> Re
     if payment.channel != report.channel {
         return Err(Contradiction::Channel);
     }
-    let Said::Captured(capture) = &report.said else { return Ok(()) };
+    let capture = match &report.said {
+        Said::Captured(capture) => capture,
+        Said::Untrue(contradiction) => return Err(contradiction.clone()),
+        Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => return Ok(()),
+    };
     if (capture.amount_minor, capture.currency) != (payment.amount_minor, payment.currency) {
         return Err(Contradiction::Amount {
             paid: capture.currency.amount(capture.amount_minor),
@@ -101,10 +110,15 @@ pub fn decide(state: PaymentState, said: &Said) -> Option<PaymentState> {
         (Pending | Failed | Closed, Said::Captured(_)) => Some(Succeeded),
         (Pending, Said::Failed { .. }) => Some(Failed),
         (Pending, Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. }) => Some(Closed),
-        (Succeeded, _)
+        (Pending, Said::Untrue(_))
+        | (Succeeded, _)
         | (
             Failed | Closed,
-            Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. },
+            Said::Failed { .. }
+            | Said::Closed
+            | Said::Unknown { .. }
+            | Said::GivenUp { .. }
+            | Said::Untrue(_),
         ) => None,
     }
 }
@@ -116,7 +130,9 @@ pub fn recheck_at(said: &Said, now: Timestamp) -> Option<Timestamp> {
         Said::Unknown { until } if *until > now => Some(*until),
         // As soon as it is set up again.
         Said::GivenUp { .. } => Some(now),
-        Said::Unknown { .. } | Said::Captured(_) | Said::Failed { .. } | Said::Closed => None,
+        Said::Unknown { .. } | Said::Captured(_) | Said::Failed { .. } | Said::Closed | Said::Untrue(_) => {
+            None
+        }
     }
 }
 
@@ -216,6 +232,16 @@ mod tests {
         assert_eq!(recheck_at(&unknown, until), None);
         assert_eq!(recheck_at(&Said::Closed, DateTime::UNIX_EPOCH), None);
         assert_eq!(recheck_at(&given_up(), until), Some(until));
+    }
+
+    #[test]
+    fn what_cannot_be_true_of_any_payment_is_not_true_of_this_one() {
+        let merchant = Contradiction::Merchant("another app_id".to_owned());
+        let said = Said::Untrue(merchant.clone());
+        for state in PaymentState::ALL {
+            assert_eq!(decide(*state, &said), None);
+        }
+        assert_eq!(check(&payment(), &report(said), None), Err(merchant));
     }
 
     #[rstest]

@@ -181,6 +181,8 @@ pub struct PaymentRecord {
     pub source: String,
     /// What the payment was from then on.
     pub outcome: PaymentState,
+    /// Why it was not believed, and changed nothing; null if it was believed.
+    pub contradiction: Option<String>,
     pub transaction_id: Option<String>,
     /// A callback as the gateway sent it; an answer as it was understood, in JSON.
     pub body: String,
@@ -200,6 +202,7 @@ impl TryFrom<payment_record::Model> for PaymentRecord {
             payment_id: PaymentId(row.payment_id),
             source: row.kind,
             outcome: row.outcome.parse()?,
+            contradiction: row.contradiction,
             transaction_id: row.transaction_id,
             body: row.body,
             headers: row.headers,

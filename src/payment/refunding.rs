@@ -4,7 +4,7 @@ use tracing::error;
 
 use super::machine::{Contradiction, refund_origins};
 use super::model::{Refund, RefundCause, RefundState};
-use super::service::{PaymentError, PaymentService, alarm};
+use super::service::{PaymentError, PaymentService};
 use super::{refund, store};
 use crate::db::{DbFault, Tx, fit};
 use crate::idempotency::{self, Answered, RequestKey};
@@ -150,26 +150,26 @@ impl PaymentService {
         self.refund_stands(id, state).await
     }
 
-    /// Notes what the gateway of `channel` told of a refund of `payment`.
+    /// Notes what the gateway of `channel` told of a refund of `payment`, or answers why it cannot be true.
     pub(super) async fn refund_told(
         &self,
         id: RefundId,
         payment: PaymentId,
         channel: Channel,
         state: AtGateway,
-    ) -> Result<(), PaymentError> {
+    ) -> Result<Option<Contradiction>, PaymentError> {
         let found = self.0.db.read(move |db| async move { refund::find(&db, id).await }).await?;
-        let contradiction = match found {
+        Ok(match found {
             Some(refund) if (refund.payment_id, refund.channel) == (Some(payment), Some(channel)) => {
-                if (refund.state, &state) != (RefundState::Rejected, &AtGateway::Succeeded) {
-                    return self.refund_stands(id, state).await;
+                if (refund.state, &state) == (RefundState::Rejected, &AtGateway::Succeeded) {
+                    Some(Contradiction::RefusedRefund)
+                } else {
+                    self.refund_stands(id, state).await?;
+                    None
                 }
-                Contradiction::RefusedRefund
             }
-            _ => Contradiction::Refund,
-        };
-        alarm(payment, channel, &contradiction);
-        Err(PaymentError::Contradiction(contradiction))
+            _ => Some(Contradiction::Refund),
+        })
     }
 
     /// Notes where a refund stands at the gateway.

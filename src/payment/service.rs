@@ -315,26 +315,41 @@ impl PaymentService {
         body: &[u8],
     ) -> Result<Acknowledgement, NoticeError> {
         let gateway = self.0.gateways.get(channel).ok_or(NoticeError::ChannelOff)?;
-        let notice = gateway.notice(headers, body, self.0.clock.now())?;
-        let payment = notice.payment_id;
-        let said = match notice.kind {
-            NoticeKind::Paid(capture) => Said::Captured(capture),
-            NoticeKind::Failed { reason } => Said::Failed { reason },
-            NoticeKind::Closed => Said::Closed,
-            NoticeKind::Pending => return Ok(gateway.acknowledge()),
-            NoticeKind::Refund { refund_id, state } => {
-                if let Some(refund) = refund_id {
-                    self.refund_told(refund, payment, channel, state).await?;
-                }
-                return Ok(gateway.acknowledge());
+        let (payment, said) = match gateway.notice(headers, body, self.0.clock.now()) {
+            Ok(notice) => {
+                let payment = notice.payment_id;
+                (payment, self.said(payment, channel, notice.kind).await?)
             }
+            Err(NoticeRefusal::WrongMerchant { what, payment: Some(payment) }) => {
+                (payment, Some(Said::Untrue(Contradiction::Merchant(what))))
+            }
+            Err(refusal) => return Err(refusal.into()),
         };
+        let Some(said) = said else { return Ok(gateway.acknowledge()) };
         let (body, headers) = (String::from_utf8_lossy(body).into_owned(), headers.signature(channel));
         match self.settle(Report { payment, channel, said, source: Source::Callback, body, headers }).await {
             Ok(_) => Ok(gateway.acknowledge()),
             Err(LaneError::Refused(contradiction)) => Err(NoticeError::Contradiction(contradiction)),
             Err(error) => Err(NoticeError::Lane(error)),
         }
+    }
+
+    /// What a notice says of `payment`, if anything; of a refund it is noted here, unless that cannot be true.
+    async fn said(
+        &self,
+        payment: PaymentId,
+        channel: Channel,
+        kind: NoticeKind,
+    ) -> Result<Option<Said>, PaymentError> {
+        Ok(match kind {
+            NoticeKind::Paid(capture) => Some(Said::Captured(capture)),
+            NoticeKind::Failed { reason } => Some(Said::Failed { reason }),
+            NoticeKind::Closed => Some(Said::Closed),
+            NoticeKind::Pending | NoticeKind::Refund { refund_id: None, .. } => None,
+            NoticeKind::Refund { refund_id: Some(refund), state } => {
+                self.refund_told(refund, payment, channel, state).await?.map(Said::Untrue)
+            }
+        })
     }
 
     async fn settle(&self, report: Report) -> Result<Payment, LaneError<Contradiction>> {
@@ -514,7 +529,7 @@ impl PaymentService {
 }
 
 /// Tells those who watch that a gateway and we disagree about money (F40).
-pub(super) fn alarm(payment: PaymentId, channel: Channel, contradiction: &Contradiction) {
+fn alarm(payment: PaymentId, channel: Channel, contradiction: &Contradiction) {
     metrics::counter!("tombola_payment_contradictions_total", "channel" => channel.word()).increment(1);
     error!(payment.id = %payment, %channel, "The gateway contradicts us about payment {payment}: {contradiction}");
 }

@@ -6,7 +6,7 @@ use entities::{payment, payment_record};
 use sea_orm::sea_query::{Expr, ExprTrait, Query, SelectStatement};
 use sea_orm::{
     ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult,
-    QueryFilter, QueryOrder, QuerySelect,
+    IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::events::{PaymentFailed, PaymentSucceeded};
@@ -19,7 +19,8 @@ use crate::messaging::outbox::{self, Events};
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
 use crate::ports::payment_gateway::{Capture, Channel};
 
-/// Notes what gateways say, and announces what is new; answers each in its place with the payment as it is now.
+/// Notes what gateways say, and announces what is new; answers each in its place with the payment as it is now. What is not
+/// believed is recorded beside what is, each time that it is another thing.
 pub async fn settle(
     tx: &Tx,
     ids: &Ids,
@@ -30,7 +31,7 @@ pub async fn settle(
     let mut taken = transactions(tx, reports).await?;
     let mut events = Events::at(now);
     let mut changed: BTreeSet<PaymentId> = BTreeSet::new();
-    let mut records = Vec::new();
+    let mut records: Vec<payment_record::Model> = Vec::new();
     let mut answers = Vec::with_capacity(reports.len());
     for report in reports {
         let Some(payment) = payments.get_mut(&report.payment) else {
@@ -39,9 +40,17 @@ pub async fn settle(
         };
         let owner = match &report.said {
             Said::Captured(capture) => taken.get(&transaction(report.channel, capture)),
-            Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => None,
+            Said::Failed { .. }
+            | Said::Closed
+            | Said::Unknown { .. }
+            | Said::GivenUp { .. }
+            | Said::Untrue(_) => None,
         };
         if let Err(contradiction) = check(payment, report, owner.copied()) {
+            let record = record(ids.next()?, payment, report, Some(&contradiction), now);
+            let mut news = !records.iter().any(|known| says_the_same(known, &record));
+            news = news && !is_recorded(tx, &record).await?;
+            records.extend(news.then_some(record));
             answers.push(Err(contradiction));
             continue;
         }
@@ -53,9 +62,9 @@ pub async fn settle(
                     events.push(ids.next()?, &succeeded(payment, capture))?;
                 }
                 Said::Failed { reason } => events.push(ids.next()?, &failed(payment, reason, now))?,
-                Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => {}
+                Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } | Said::Untrue(_) => {}
             }
-            records.push(record(ids.next()?, payment, report, now));
+            records.push(record(ids.next()?, payment, report, None, now));
         }
         answers.push(Ok(payment.clone()));
     }
@@ -67,6 +76,9 @@ pub async fn settle(
             outbox::add(ids.next()?, events, now, &mut script);
         }
         script.execute(tx).await?;
+    }
+    if !records.is_empty() {
+        let records = records.into_iter().map(IntoActiveModel::into_active_model);
         payment_record::Entity::insert_many(records).exec_without_returning(tx).await?;
     }
     Ok(answers)
@@ -88,7 +100,7 @@ fn learn(payment: &mut Payment, said: &Said, now: Timestamp) -> bool {
             payment.payer = capture.payer.as_ref().map(|payer| fit(payer, 128));
         }
         Said::Failed { reason } => payment.failure = Some(fit(reason, 256)),
-        Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => {}
+        Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } | Said::Untrue(_) => {}
     }
     (payment.state, payment.settled_at) = (state, Some(now));
     true
@@ -124,19 +136,47 @@ fn record(
     id: PaymentRecordId,
     payment: &Payment,
     report: &Report,
+    contradiction: Option<&Contradiction>,
     now: Timestamp,
-) -> payment_record::ActiveModel {
-    payment_record::ActiveModel {
-        id: Set(id.0),
-        payment_id: Set(payment.id.0),
-        channel: Set(payment.channel.word().to_owned()),
-        kind: Set(report.source.word().to_owned()),
-        transaction_id: Set(payment.transaction_id.clone()),
-        outcome: Set(payment.state.word().to_owned()),
-        body: Set(report.body.clone()),
-        headers: Set(report.headers.clone()),
-        received_at: Set(to_micros(now)),
+) -> payment_record::Model {
+    let transaction_id = match &report.said {
+        Said::Captured(capture) => Some(fit(&capture.transaction_id, 64)),
+        Said::Failed { .. }
+        | Said::Closed
+        | Said::Unknown { .. }
+        | Said::GivenUp { .. }
+        | Said::Untrue(_) => payment.transaction_id.clone(),
+    };
+    payment_record::Model {
+        id: id.0,
+        payment_id: payment.id.0,
+        channel: report.channel.word().to_owned(),
+        kind: report.source.word().to_owned(),
+        transaction_id,
+        outcome: payment.state.word().to_owned(),
+        body: report.body.clone(),
+        headers: report.headers.clone(),
+        contradiction: contradiction.map(|contradiction| fit(&contradiction.to_string(), 256)),
+        received_at: to_micros(now),
     }
+}
+
+/// Whether what is not believed is no news: gateways repeat themselves for hours, each time in other bytes.
+async fn is_recorded(tx: &Tx, record: &payment_record::Model) -> Result<bool, DbFault> {
+    let known = payment_record::Entity::find()
+        .filter(payment_record::Column::PaymentId.eq(record.payment_id))
+        .filter(payment_record::Column::Contradiction.is_not_null())
+        .all(tx)
+        .await?;
+    Ok(known.iter().any(|known| says_the_same(known, record)))
+}
+
+fn says_the_same(one: &payment_record::Model, other: &payment_record::Model) -> bool {
+    let said = |record: &payment_record::Model| {
+        let payment_record::Model { payment_id, kind, transaction_id, contradiction, .. } = record.clone();
+        (payment_id, kind, transaction_id, contradiction)
+    };
+    said(one) == said(other)
 }
 
 async fn lock(tx: &Tx, ids: BTreeSet<PaymentId>) -> Result<HashMap<PaymentId, Payment>, DbFault> {
@@ -162,7 +202,11 @@ fn transaction(channel: Channel, capture: &Capture) -> (String, String) {
 async fn transactions(tx: &Tx, reports: &[Report]) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
     let captured = reports.iter().filter_map(|report| match &report.said {
         Said::Captured(capture) => Some(transaction(report.channel, capture)),
-        Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => None,
+        Said::Failed { .. }
+        | Said::Closed
+        | Said::Unknown { .. }
+        | Said::GivenUp { .. }
+        | Said::Untrue(_) => None,
     });
     let (channels, transactions): (Vec<String>, Vec<String>) = captured.unzip();
     if channels.is_empty() {

@@ -65,16 +65,21 @@ impl Purchase {
         app.is_quiet().await;
         assert_eq!(self.see("").await["version"], 2);
         assert_eq!(self.see("/refunds").await["items"], json!([]));
-        assert_eq!(self.records(app).await.len(), 1);
+        let records = self.records(app).await;
+        assert_eq!(records.iter().filter(|record| record.contradiction.is_none()).count(), 1, "{records:?}");
     }
 
-    /// As if its gateway had said nothing.
-    async fn is_untouched(&self, app: &TestApp) {
+    /// As if its gateway had said nothing, but for what was not believed and why, each thing once.
+    async fn is_untouched(&self, app: &TestApp, contradictions: &[&str]) {
         app.is_quiet().await;
         let order = self.see("").await;
         assert_eq!((&order["state"], &order["version"]), (&json!("awaiting_payment"), &json!(1)));
         assert_eq!(self.see("/payments").await["items"][0]["state"], "pending");
-        assert_eq!(self.records(app).await, []);
+        let records = self.records(app).await;
+        let kept: Vec<_> =
+            records.iter().map(|it| it.contradiction.as_deref().unwrap_or("believed")).collect();
+        assert_eq!(kept, contradictions);
+        assert!(records.iter().all(|it| it.kind == "callback" && it.outcome == "pending"), "{records:?}");
     }
 }
 
@@ -93,7 +98,7 @@ async fn what_alipay_says_is_obeyed_once(app: &TestApp) {
 
     // The customer looks at the code and has not paid.
     assert_eq!(notice(&[("trade_status", "WAIT_BUYER_PAY")]).told(app).await, (200, "success".to_owned()));
-    purchase.is_untouched(app).await;
+    purchase.is_untouched(app, &[]).await;
 
     tell_in_a_storm(app, &notice(&[]), "success").await;
     purchase.is_paid_once(app).await;
@@ -137,8 +142,25 @@ async fn what_alipay_did_not_say_is_not_believed(app: &TestApp) {
     }
     notice(&[("total_amount", "12.345")]).refused(app, 400, "malformed_request").await;
 
-    purchase.is_untouched(app).await;
-    elsewhere.is_untouched(app).await;
+    // As gateways repeat themselves.
+    notice(&[("total_amount", "12.33"), ("notify_time", "2027-01-15 16:04:01")])
+        .refused(app, 422, "payment_mismatch")
+        .await;
+
+    let contradictions = [
+        "CNY 12.33 was captured, and CNY 12.34 is due",
+        "CNY 1234.00 was captured, and CNY 12.34 is due",
+        "it is about another merchant: another app_id",
+        "it is about another merchant: another seller_id",
+        "the transaction belongs to another payment",
+    ];
+    purchase.is_untouched(app, &contradictions).await;
+    elsewhere.is_untouched(app, &["the payment is of another channel"]).await;
+    let path = format!("/admin/payments/{}/records", purchase.payment);
+    let first = app.viewer().await.get(&path).await.is(200)["items"][0].clone();
+    assert_eq!((&first["contradiction"], &first["outcome"]), (&json!(contradictions[0]), &json!("pending")));
+    assert_eq!(first["transaction_id"], alipay::trade_no(&purchase.payment));
+    assert!(first["body"].as_str().unwrap().contains("total_amount=12.33"), "{first}");
     genuine.told(app).await;
     purchase.is_paid_once(app).await;
 }
@@ -218,8 +240,14 @@ async fn what_wechat_did_not_say_is_not_believed(app: &TestApp) {
         paid_through_wechat(app, &other).refused(app, 422, "payment_mismatch").await;
     }
 
-    purchase.is_untouched(app).await;
-    elsewhere.is_untouched(app).await;
+    let contradictions = [
+        "CNY 12.33 was captured, and CNY 12.34 is due",
+        "USD 12.34 was captured, and CNY 12.34 is due",
+        "it is about another merchant: another appid or mchid",
+        "the transaction belongs to another payment",
+    ];
+    purchase.is_untouched(app, &contradictions).await;
+    elsewhere.is_untouched(app, &["the payment is of another channel"]).await;
     genuine.told(app).await;
     purchase.is_paid_once(app).await;
 }
@@ -266,6 +294,11 @@ async fn an_order_is_paid_and_refunded_through_wechat(app: &TestApp) {
         notice("REFUND.SUCCESS", &other, &KEY).refused(app, 422, "payment_mismatch").await;
     }
     assert_eq!(purchase.see("").await["state"], "refunding");
+    let records = purchase.records(app).await;
+    assert_eq!(
+        records.iter().filter_map(|record| record.contradiction.as_deref()).collect::<Vec<_>>(),
+        ["it is about another merchant: another mchid", "there is no such refund of the payment"]
+    );
 
     let refunded = notice("REFUND.SUCCESS", &resource, &KEY);
     tell_in_a_storm(app, &refunded, THANKS_TO_WECHAT).await;

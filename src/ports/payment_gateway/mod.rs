@@ -223,8 +223,20 @@ pub enum NoticeRefusal {
     #[error("not a notice: {0}")]
     Malformed(String),
     /// It is from the gateway and about somebody else's money.
-    #[error("about another merchant: {0}")]
-    WrongMerchant(String),
+    #[error("about another merchant: {what}")]
+    WrongMerchant {
+        what: String,
+        /// Ours, if its number is that of one.
+        payment: Option<PaymentId>,
+    },
+}
+
+impl NoticeRefusal {
+    /// The notice is about the payment that another merchant, or another system of ours, gave this number.
+    fn wrong_merchant(what: &str, number: Option<&str>) -> Self {
+        let payment = number.and_then(|number| number.parse().ok());
+        Self::WrongMerchant { what: what.to_owned(), payment }
+    }
 }
 
 /// What the gateway wants to read once its notice is kept.

@@ -45,17 +45,18 @@ impl Fields {
 
 /// What the fields of a notice say.
 pub(super) fn read(fields: &Fields, app_id: &str, seller_id: &str) -> Result<Notice, NoticeRefusal> {
+    let wrong_merchant = |what| NoticeRefusal::wrong_merchant(what, fields.get("out_trade_no"));
     if fields.need("app_id")? != app_id {
-        return Err(NoticeRefusal::WrongMerchant("another app_id".to_owned()));
+        return Err(wrong_merchant("another app_id"));
     }
     // Optional in the documents, though every notice of a trade has it.
     if fields.get("seller_id").is_some_and(|seller| seller != seller_id) {
-        return Err(NoticeRefusal::WrongMerchant("another seller_id".to_owned()));
+        return Err(wrong_merchant("another seller_id"));
     }
     let payment_id = fields
         .need("out_trade_no")?
         .parse()
-        .map_err(|_| NoticeRefusal::WrongMerchant("the order number is none of this shop".to_owned()))?;
+        .map_err(|_| wrong_merchant("the order number is none of this shop"))?;
     let id = fields.need("notify_id")?.to_owned();
     Ok(Notice { id, payment_id, kind: kind(fields)? })
 }

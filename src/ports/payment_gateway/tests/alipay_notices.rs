@@ -94,7 +94,7 @@ fn a_forged_notice_is_refused() {
 fn a_notice_about_other_money_is_refused() {
     for change in [("app_id", "2014"), ("seller_id", "2088000"), ("out_trade_no", "TILL-7")] {
         let read = told(&notice_of(&[change], &PLATFORM));
-        assert!(matches!(read, Err(NoticeRefusal::WrongMerchant(_))), "{change:?}: {read:?}");
+        assert!(matches!(read, Err(NoticeRefusal::WrongMerchant { .. })), "{change:?}: {read:?}");
     }
 }
 

@@ -88,7 +88,7 @@ fn a_refund_has_a_notice_of_its_own() {
     let mut other = resource("SUCCESS");
     other["mchid"] = "1".into();
     let body = notice_of("REFUND.SUCCESS", &other, API_KEY);
-    assert!(matches!(told(&PLATFORM, SERIAL, &body), Err(NoticeRefusal::WrongMerchant(_))));
+    assert!(matches!(told(&PLATFORM, SERIAL, &body), Err(NoticeRefusal::WrongMerchant { .. })));
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_notice_about_other_money_is_refused() {
         let mut other = transaction("SUCCESS");
         other[member] = value.into();
         let read = told(&PLATFORM, SERIAL, &notice_of("TRANSACTION.SUCCESS", &other, API_KEY));
-        assert!(matches!(read, Err(NoticeRefusal::WrongMerchant(_))), "{member}: {read:?}");
+        assert!(matches!(read, Err(NoticeRefusal::WrongMerchant { .. })), "{member}: {read:?}");
     }
 }
 

@@ -91,7 +91,8 @@ fn payment(
     mch_id: &str,
 ) -> Result<(PaymentId, NoticeKind), NoticeRefusal> {
     if !transaction.is_of(app_id, mch_id) {
-        return Err(NoticeRefusal::WrongMerchant("another appid or mchid".to_owned()));
+        let number = Some(transaction.out_trade_no.as_str());
+        return Err(NoticeRefusal::wrong_merchant("another appid or mchid", number));
     }
     let kind = match transaction.state().map_err(NoticeRefusal::Malformed)? {
         GatewayState::Succeeded(capture) => NoticeKind::Paid(capture),
@@ -108,7 +109,7 @@ fn payment(
 
 fn refund(notice: &RefundNotice, mch_id: &str) -> Result<(PaymentId, NoticeKind), NoticeRefusal> {
     if notice.mchid != mch_id {
-        return Err(NoticeRefusal::WrongMerchant("another mchid".to_owned()));
+        return Err(NoticeRefusal::wrong_merchant("another mchid", Some(&notice.out_trade_no)));
     }
     let state = model::refund_state(&notice.refund_status).map_err(NoticeRefusal::Malformed)?;
     let kind = NoticeKind::Refund { refund_id: notice.out_refund_no.parse().ok(), state };
@@ -118,5 +119,5 @@ fn refund(notice: &RefundNotice, mch_id: &str) -> Result<(PaymentId, NoticeKind)
 fn payment_id(out_trade_no: &str) -> Result<PaymentId, NoticeRefusal> {
     out_trade_no
         .parse()
-        .map_err(|_| NoticeRefusal::WrongMerchant("the order number is none of this shop".to_owned()))
+        .map_err(|_| NoticeRefusal::wrong_merchant("the order number is none of this shop", None))
 }

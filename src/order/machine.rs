@@ -88,6 +88,9 @@ pub enum Refusal {
     AlreadyPaid,
     #[error("it was never paid")]
     NotPaid,
+    /// Whoever says so: no such capture is known, or it is of another order or amount.
+    #[error("the payment does not pay it")]
+    NotItsPayment,
     #[error("it is refunded")]
     AlreadyRefunded,
     #[error("this cannot follow")]

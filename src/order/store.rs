@@ -23,6 +23,7 @@ use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::ids::{Ids, OrderId, PaymentId, UserId};
 use crate::messaging::outbox::{self, Events};
+use crate::money::Currency;
 use crate::payment::refund::{self, NewRefund};
 use crate::payment::store as payments;
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
@@ -36,11 +37,13 @@ pub struct Step {
     pub cause: Cause,
     /// In words, for the timeline and for a refund.
     pub reason: Option<String>,
+    /// Of a payment, what was captured, as whoever asks was told.
+    pub captured: Option<(i64, Currency)>,
 }
 
 impl Step {
     pub fn new(order: OrderId, command: Command, cause: Cause) -> Self {
-        Self { order, command, cause, reason: None }
+        Self { order, command, cause, reason: None, captured: None }
     }
 }
 
@@ -146,11 +149,13 @@ impl<'a> Desk<'a> {
 
     fn take(&mut self, step: &Step) -> Result<Result<Advanced, StepRefusal>, DbFault> {
         let Some(order) = self.orders.get(&step.order) else { return Ok(Err(StepRefusal::NotFound)) };
-        // Money that goes back pays nothing, whoever tells of it again.
-        if let Command::Pay(payment) = step.command
-            && self.payments.get(&payment).is_some_and(|captured| captured.refunded)
-        {
-            return Ok(Ok(Advanced::AlreadyDone(order.clone())));
+        if let Command::Pay(payment) = step.command {
+            match self.payments.get(&payment).filter(|payment| is_capture(payment, step)) {
+                None => return Ok(Err(StepRefusal::Refused(order.state, Refusal::NotItsPayment))),
+                // Money that goes back pays nothing, whoever tells of it again.
+                Some(captured) if captured.refunded => return Ok(Ok(Advanced::AlreadyDone(order.clone()))),
+                Some(_) => {}
+            }
         }
         let status = order.status(self.open.contains(&step.order));
         let decision = match decide(&status, step.command, self.now) {
@@ -175,10 +180,21 @@ impl<'a> Desk<'a> {
                 );
                 self.refunds.push(refund);
             }
+            Decision::Move(State::Paid) if !self.is_enough(&order, step.command) => {
+                return Ok(Err(StepRefusal::Refused(order.state, Refusal::NotItsPayment)));
+            }
             Decision::Move(state) => self.move_to(&mut order, state, step)?,
         }
         self.orders.insert(order.id, order.clone());
         Ok(Ok(Advanced::Changed(order)))
+    }
+
+    /// Whether what `command` pays, if it pays, is what `order` costs.
+    fn is_enough(&self, order: &Order, command: Command) -> bool {
+        let Command::Pay(payment) = command else { return true };
+        let captured = self.payments.get(&payment);
+        captured.map(|captured| (captured.amount_minor, captured.currency))
+            == Some((order.amounts.payable_minor, order.currency))
     }
 
     fn move_to(&mut self, order: &mut Order, state: State, step: &Step) -> Result<(), DbFault> {
@@ -294,6 +310,13 @@ impl<'a> Desk<'a> {
             Err(DbFault::Missing("an order as it was read"))
         }
     }
+}
+
+/// Whether `payment` is a capture for the order of `step`, and of what was told.
+fn is_capture(payment: &payments::Captured, step: &Step) -> bool {
+    payment.succeeded
+        && payment.order == step.order
+        && step.captured.is_none_or(|told| told == (payment.amount_minor, payment.currency))
 }
 
 /// Reads `ids`, locked for this transaction.

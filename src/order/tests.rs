@@ -8,9 +8,9 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use entities::{order_event, orders, outbox, payment, refund};
 use proptest::prelude::*;
-use sea_orm::{EntityTrait, IntoActiveModel, QueryOrder};
+use sea_orm::{ConnectionTrait, EntityTrait, IntoActiveModel, QueryOrder};
 
-use super::machine::{Command, Decision, State, Status, decide};
+use super::machine::{Command, Decision, Refusal, State, Status, decide};
 use super::model::{Amounts, Cause, Kind, Order};
 use super::store::{self, Advanced, Policy, Step, StepRefusal};
 use crate::db::bulk::Script;
@@ -119,6 +119,12 @@ impl Shop {
             async move { store::advance(&tx, &ids, now, POLICY, &steps).await }
         });
         advancing.await.unwrap()
+    }
+
+    async fn execute(&self, sql: &'static str) {
+        let executing =
+            self.db.transaction(move |tx| async move { Ok::<_, DbFault>(tx.execute_unprepared(sql).await?) });
+        executing.await.unwrap();
     }
 
     async fn capture(&mut self, order: i64, payment: PaymentId) {
@@ -353,4 +359,46 @@ async fn only_a_draft_is_held_for_a_step() {
     assert!(!held(2).await, "an order");
     assert!(!held(i64::MAX).await, "no order at all");
     assert!(held(3).await);
+}
+
+#[tokio::test]
+async fn an_order_is_paid_by_a_capture_of_its_own_alone() {
+    let mut shop = Shop::open().await;
+    let confirm = |order| Step::new(OrderId(order), Command::Confirm, Cause::Creation);
+    shop.advance(vec![confirm(1), confirm(2), confirm(3)]).await;
+    for order in [1, 2, 3] {
+        shop.capture(order, payment_of(order, 1)).await;
+    }
+    shop.execute("UPDATE payment SET state = 'pending' WHERE id = 201").await;
+    shop.execute("UPDATE payment SET amount_minor = 99 WHERE id = 301").await;
+    let pay = |order, payment, captured: Option<(i64, &str)>| {
+        let captured = captured.map(|(amount, currency)| (amount, currency.parse().unwrap()));
+        Step { captured, ..Step::new(OrderId(order), Command::Pay(payment), Cause::Payment(payment)) }
+    };
+    let impossible = vec![
+        pay(1, PaymentId(7), None),
+        pay(1, payment_of(3, 1), Some((99, "CNY"))),
+        pay(1, payment_of(1, 1), Some((PRICE_MINOR + 1, "CNY"))),
+        pay(1, payment_of(1, 1), Some((PRICE_MINOR, "USD"))),
+        pay(2, payment_of(2, 1), Some((PRICE_MINOR, "CNY"))),
+        pay(3, payment_of(3, 1), Some((99, "CNY"))),
+    ];
+    let before = shop.written().await;
+    for (step, answer) in impossible.iter().zip(shop.advance(impossible.clone()).await) {
+        let refused = StepRefusal::Refused(State::AwaitingPayment, Refusal::NotItsPayment);
+        assert_eq!(answer, Err(refused), "{step:?}");
+    }
+    assert_eq!(shop.written().await, before);
+    // What belongs to nobody does not go back in the name of an order that has ended either.
+    let cancel = Step::new(OrderId(2), Command::Cancel, Cause::Operator(UserId(9)));
+    shop.execute("UPDATE payment SET state = 'closed' WHERE id = 201").await;
+    let answers = shop.advance(vec![cancel, pay(2, payment_of(1, 1), None)]).await;
+    let refused = StepRefusal::Refused(State::Cancelled, Refusal::NotItsPayment);
+    assert!(
+        matches!(answers.as_slice(), [Ok(Advanced::Changed(_)), Err(found)] if *found == refused),
+        "{answers:?}"
+    );
+
+    let paid = shop.advance(vec![pay(1, payment_of(1, 1), Some((PRICE_MINOR, "CNY")))]).await;
+    assert!(matches!(&paid[0], Ok(Advanced::Changed(order)) if order.state == State::Paid), "{paid:?}");
 }

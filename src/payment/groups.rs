@@ -22,7 +22,8 @@ use crate::ports::clock::{SharedClock, to_micros};
 use crate::ports::event_bus::GroupSpec;
 use crate::ports::payment_gateway::GatewayError;
 
-/// Tells orders of their payments. What an order does not want goes back.
+/// Tells orders of their payments. What an order does not want goes back; an event that is not as the payment is pays
+/// nothing and ends as a dead letter.
 pub fn orders(ids: Ids, clock: SharedClock, policy: Policy) -> Group {
     let spec = GroupSpec::new("order_payments", &[EventType::PaymentSucceeded]);
     Group::new(spec, OrderPayments { ids, clock, policy })
@@ -40,7 +41,9 @@ impl Handler for OrderPayments {
     async fn apply(&self, tx: &Tx, events: &[Envelope]) -> Result<(), HandlerError> {
         let steps = events.iter().map(|event| {
             let paid: PaymentSucceeded = event.payload()?;
-            Ok(Step::new(paid.order_id, Command::Pay(paid.payment_id), Cause::Payment(paid.payment_id)))
+            let step =
+                Step::new(paid.order_id, Command::Pay(paid.payment_id), Cause::Payment(paid.payment_id));
+            Ok(Step { captured: Some((paid.amount_minor, paid.currency)), ..step })
         });
         let steps = steps.collect::<Result<Vec<_>, HandlerError>>()?;
         for answer in orders::advance(tx, &self.ids, self.clock.now(), self.policy, &steps).await? {

@@ -16,6 +16,7 @@ use crate::db::bulk::{self, Column, Rows, Script, statement};
 use crate::db::{DbFault, Tx, fit};
 use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId};
 use crate::messaging::outbox::{self, Events};
+use crate::money::Currency;
 use crate::ports::clock::{Timestamp, from_micros, to_micros};
 use crate::ports::payment_gateway::{Capture, Channel};
 
@@ -303,12 +304,16 @@ pub async fn open_of(tx: &Tx, orders: BTreeSet<OrderId>) -> Result<HashSet<Order
     found.iter().map(|row| Ok(OrderId(row.try_get("", "order_id")?))).collect()
 }
 
-/// A capture, as far as giving it back needs to know.
+/// A payment, as far as its order needs to know.
 #[derive(Debug, Clone, Copy)]
 pub struct Captured {
     pub payment: PaymentId,
+    pub order: OrderId,
     pub channel: Channel,
+    /// Whether there is a capture, or only the attempt.
+    pub succeeded: bool,
     pub amount_minor: i64,
+    pub currency: Currency,
     /// Whether it goes back already.
     pub refunded: bool,
 }
@@ -322,7 +327,7 @@ pub async fn captured(
         return Ok(HashMap::new());
     }
     let rows = Rows::new().column("id", Column::Big(payments.into_iter().map(|id| id.0).collect()));
-    let sql = "SELECT p.id, p.channel, p.amount_minor, \
+    let sql = "SELECT p.id, p.order_id, p.channel, p.state, p.amount_minor, p.currency, \
         (SELECT f.id FROM refund f WHERE f.payment_id = p.id) AS refund_id \
         FROM {rows} JOIN payment p ON p.id = r.id";
     let found = tx.query_all_raw(rows.statement(tx.get_database_backend(), sql, [])).await?;
@@ -330,10 +335,14 @@ pub async fn captured(
         .iter()
         .map(|row| {
             let payment = PaymentId(row.try_get("", "id")?);
+            let text = |column| row.try_get::<String>("", column);
             let captured = Captured {
                 payment,
-                channel: row.try_get::<String>("", "channel")?.parse()?,
+                order: OrderId(row.try_get("", "order_id")?),
+                channel: text("channel")?.parse()?,
+                succeeded: text("state")? == PaymentState::Succeeded.word(),
                 amount_minor: row.try_get("", "amount_minor")?,
+                currency: text("currency")?.parse().map_err(|_| DbFault::Missing("a known currency"))?,
                 refunded: row.try_get::<Option<i64>>("", "refund_id")?.is_some(),
             };
             Ok((payment, captured))

@@ -16,6 +16,7 @@ use tombola::ports::clock::{Clock, SystemClock, to_micros};
 use crate::jobs::{ask, ended};
 use crate::lists::pages;
 use crate::support::broker::VirtualHost;
+use crate::support::payments::{buy, order_of, pay};
 use crate::support::process::Launch;
 use crate::support::{Answer, Client, Offer, TestApp, eventually, stories};
 
@@ -23,6 +24,7 @@ stories!(
     a_message_that_is_no_event_is_found_read_and_discarded,
     an_event_over_rabbitmq_that_cannot_be_applied_is_found_replayed_and_discarded,
     an_event_that_cannot_be_applied_is_found_replayed_and_discarded,
+    a_capture_that_never_was_pays_for_nothing,
     what_can_be_applied_later_is_applied_by_its_replay,
     what_cannot_be_replayed_says_why,
     all_that_match_are_replayed_by_a_tracked_run,
@@ -265,6 +267,29 @@ async fn is_found_replayed_and_discarded(app: &TestApp, event: &Value) {
     replay(&operator, id).await.refused(409, "transition_not_allowed");
     assert_eq!(list(&viewer, "").await, [Value::Null; 0]);
     assert_eq!(list(&viewer, "&state=discarded").await, [discarded]);
+}
+
+async fn a_capture_that_never_was_pays_for_nothing(app: &TestApp) {
+    let (alice, operator) = (app.customer("alice").await, app.operator().await);
+    let (first, second) = (buy(app, &alice).await, buy(app, &alice).await);
+    let user = alice.get("/me").await.is(200)["id"].clone();
+    let mut forged = event("payment.succeeded.v1", &first);
+    forged["data"] = json!({
+        "payment_id": unique().to_string(), "order_id": first, "user_id": user, "channel": "sandbox",
+        "transaction_id": "t-0", "amount_minor": 1234, "currency": "CNY", "paid_at": rfc3339(app.now()),
+    });
+    commit(app, &forged).await;
+    // It keeps no other order from being paid.
+    pay(app, &alice, &second, "t-2").await;
+    order_of(&alice, &second).becomes("paid").await;
+
+    let letter = the_only(&operator).await;
+    assert_eq!((&letter["group"], &letter["event_id"]), (&json!("order_payments"), &forged["id"]));
+    assert!(letter["error"].as_str().unwrap().contains("the payment does not pay it"), "{letter}");
+    let order = alice.get(&format!("/orders/{first}")).await.is(200);
+    assert_eq!((&order["state"], &order["version"]), (&json!("awaiting_payment"), &json!(1)));
+    pay(app, &alice, &first, "t-1").await;
+    order_of(&alice, &first).becomes("paid").await;
 }
 
 /// How many units of an activity are left, by the projection.

@@ -4,6 +4,7 @@
 //! there is no page.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ContentType, REFERRER_POLICY,
@@ -77,7 +78,9 @@ pub(crate) async fn pay(
         signals.into_iter().partition(|signal| signal.delay.is_zero());
     for signal in later {
         let (payments, sandbox, id) = (payments.get_ref().clone(), sandbox.clone(), id.0);
+        let place = sandbox.place_to_wait().ok_or_else(|| too_many_are_late(signal.delay))?;
         actix_web::rt::spawn(async move {
+            let _until_told = place;
             actix_web::rt::time::sleep(signal.delay).await;
             if let Err(error) = tell(&payments, &sandbox, &signal).await {
                 warn!(payment.id = %id, %error, "The sandbox could not tell of payment {id}");
@@ -87,6 +90,13 @@ pub(crate) async fn pay(
     // All at once, as a gateway does that repeats itself.
     try_join_all(now.iter().map(|signal| tell(&payments, &sandbox, signal))).await?;
     Ok(html(page(&order, Shown::Done(choice))))
+}
+
+/// By the end of `delay` this one would have been told, and so are most that wait.
+fn too_many_are_late(delay: Duration) -> ApiError {
+    let detail = "The sandbox has as many late payments to tell of as it can keep in mind. Nothing was paid.";
+    let retry_after_s = Some(u32::try_from(delay.as_secs()).unwrap_or(u32::MAX));
+    ApiError { retry_after_s, ..ApiError::new(Code::Overloaded, detail) }
 }
 
 /// The sandbox, and what is to be paid in it.

@@ -13,6 +13,7 @@ stories!(
     a_payment_that_failed_is_tried_again,
     a_shop_that_is_told_twice_is_paid_once,
     money_that_comes_late_goes_back,
+    only_so_many_payments_are_late_at_a_time,
     nothing_is_paid_after_the_end,
     the_page_is_for_the_sandbox_alone,
 );
@@ -114,6 +115,20 @@ async fn money_that_comes_late_goes_back(app: &TestApp) {
     let refund = async || alice.get(&format!("/orders/{order}/refunds")).await.is(200)["items"][0].clone();
     eventually(async || refund().await["state"] == "succeeded").await;
     assert_eq!(refund().await["cause"], "late_payment");
+}
+
+async fn only_so_many_payments_are_late_at_a_time(app: &TestApp) {
+    let alice = app.customer("alice").await;
+    let Opened { order, path, .. } = open(app, &alice).await;
+    for _ in 0..100 {
+        choose(app, &path, "late").await;
+    }
+    let refused = Answer::to(form(app, &path, "choice=late")).await;
+    let problem = refused.refused(503, "overloaded");
+    assert!(problem["detail"].as_str().unwrap().contains("late payments"), "{problem}");
+    // At once is still possible.
+    choose(app, &path, "succeed").await;
+    order_of(&alice, &order).becomes("paid").await;
 }
 
 async fn nothing_is_paid_after_the_end(app: &TestApp) {

@@ -5,7 +5,7 @@
 //! node every payment of which that node was not told.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Acknowledgement, Capture, Channel, Closing, GatewayError, GatewayState, Notice, NoticeHeaders,
@@ -38,6 +39,9 @@ const REMEMBERED: usize = 100_000;
 
 /// How long after the payment was due a late success is told.
 const LATE_BY: Duration = Duration::from_secs(5);
+
+/// How many late successes may be waiting to be told.
+const LATE_AT_ONCE: usize = 100;
 
 words! {
     /// What the customer does on the sandbox's page.
@@ -79,6 +83,7 @@ pub struct Sandbox {
     key: hmac::Key,
     currency: Currency,
     ledger: Mutex<Ledger>,
+    late: Arc<Semaphore>,
 }
 
 /// What the sandbox tells the shop, and when.
@@ -138,6 +143,7 @@ impl Sandbox {
             key: hmac::Key::new(hmac::HMAC_SHA256, config.secret.expose_secret().as_bytes()),
             currency: config.currency,
             ledger: Mutex::default(),
+            late: Arc::new(Semaphore::new(LATE_AT_ONCE)),
         }
     }
 
@@ -146,6 +152,11 @@ impl Sandbox {
         let time = now.timestamp();
         let tag = hmac::sign(&self.key, &signed_text(&time.to_string(), body));
         format!("t={time},v1={}", hex::encode(tag))
+    }
+
+    /// A place among those that are told late, to be kept until it is told; none if all are taken.
+    pub fn place_to_wait(&self) -> Option<OwnedSemaphorePermit> {
+        self.late.clone().try_acquire_owned().ok()
     }
 
     /// The customer pays, or does not. What comes back is to be told to the shop; nothing if it is too late for that.

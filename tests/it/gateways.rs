@@ -17,6 +17,7 @@ stories!(
     another_way_to_pay_is_another_payment,
     a_payment_the_gateway_did_not_know_is_asked_about_once_more,
     a_payment_of_a_gateway_that_is_gone_is_settled_by_hand,
+    a_payment_that_is_cancelled_while_it_is_prepared_is_closed_again,
 );
 
 fn text(value: &Value) -> String {
@@ -258,4 +259,28 @@ async fn a_payment_of_a_gateway_that_is_gone_is_settled_by_hand(app: &TestApp) {
         settle(payment).await.refused(409, "transition_not_allowed");
     }
     assert_eq!(alipay.returned().len(), 2);
+}
+
+async fn a_payment_that_is_cancelled_while_it_is_prepared_is_closed_again(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await;
+    let path = format!("/orders/{order}/payments");
+
+    alipay.hold_back();
+    let opening = alice.post(&path, json!({"channel": "alipay"}));
+    let cancelling = async {
+        alipay.is_preparing().await;
+        let cancelled = alice.post(&format!("/orders/{order}/cancel"), json!({})).await.is(200);
+        assert_eq!(cancelled["state"], "cancelled");
+        assert_eq!(alipay.closed().len(), 1);
+        alipay.say();
+    };
+    let (opened, ()) = futures_util::future::join(opening, cancelling).await;
+    opened.refused(409, "order_not_payable");
+    let payments = alice.get(&path).await.is(200)["items"].clone();
+    assert_eq!((&payments[0]["state"], payments.as_array().unwrap().len()), (&json!("closed"), 1));
+    let payment = text(&payments[0]["id"]);
+    assert_eq!(alipay.closed(), [payment.clone(), payment], "once more, when it was known there");
 }

@@ -22,11 +22,16 @@ struct Ledger {
     paid: BTreeMap<String, String>,
     returned: BTreeMap<String, String>,
     given_back: BTreeSet<String>,
+    /// In the order in which it was asked to.
+    closed: Vec<String>,
 }
 
 struct Shared {
     ledger: Mutex<Ledger>,
     silent: watch::Sender<bool>,
+    /// Whether it takes its time to prepare a payment, and how many it was asked for.
+    slow: watch::Sender<bool>,
+    preparing: watch::Sender<usize>,
 }
 
 /// A server that answers as Alipay does, until it is dropped.
@@ -37,7 +42,12 @@ pub(crate) struct FakeAlipay {
 
 impl FakeAlipay {
     pub(crate) async fn start() -> Self {
-        let shared = Arc::new(Shared { ledger: Mutex::default(), silent: watch::Sender::new(false) });
+        let shared = Arc::new(Shared {
+            ledger: Mutex::default(),
+            silent: watch::Sender::new(false),
+            slow: watch::Sender::new(false),
+            preparing: watch::Sender::new(0),
+        });
         let data = Data::from(shared.clone());
         let server = Server::start(move |app| {
             app.app_data(data.clone()).default_service(web::to(answer));
@@ -74,6 +84,26 @@ impl FakeAlipay {
     /// What it gave back, in yuan, by our numbers of the refunds.
     pub(crate) fn returned(&self) -> BTreeMap<String, String> {
         self.shared.ledger.lock().unwrap().returned.clone()
+    }
+
+    /// The payments that it was asked to close, by our numbers, each as often as it was.
+    pub(crate) fn closed(&self) -> Vec<String> {
+        self.shared.ledger.lock().unwrap().closed.clone()
+    }
+
+    /// From now on it prepares payments and does not say so.
+    pub(crate) fn hold_back(&self) {
+        self.shared.slow.send_replace(true);
+    }
+
+    /// Waits until it is asked to prepare a payment.
+    pub(crate) async fn is_preparing(&self) {
+        self.shared.preparing.subscribe().wait_for(|count| *count > 0).await.unwrap();
+    }
+
+    /// Says what it has prepared.
+    pub(crate) fn say(&self) {
+        self.shared.slow.send_replace(false);
     }
 
     /// From now on it takes requests and answers none.
@@ -136,6 +166,10 @@ async fn answer(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> Http
     let params: BTreeMap<String, String> = form_urlencoded::parse(&params).into_owned().collect();
     let asked: Value = serde_json::from_str(&params["biz_content"]).unwrap();
     let method = &params["method"];
+    if method == "alipay.trade.precreate" {
+        shared.preparing.send_modify(|count| *count += 1);
+        let _ = shared.slow.subscribe().wait_for(|slow| !slow).await;
+    }
     let content = shared.ledger.lock().unwrap().answer(method, &asked).to_string();
     let name = method.replace('.', "_") + "_response";
     let body = format!(r#"{{"{name}":{content},"sign":"{}"}}"#, KEY.sign(&content));
@@ -146,6 +180,9 @@ impl Ledger {
     fn answer(&mut self, method: &str, asked: &Value) -> Value {
         let text = |member: &str| asked[member].as_str().unwrap_or_default().to_owned();
         let payment = text("out_trade_no");
+        if method == "alipay.trade.close" {
+            self.closed.push(payment.clone());
+        }
         let paid = self.paid.get(&payment);
         let mut answer = match (method, paid) {
             ("alipay.trade.precreate", _) => json!({"qr_code": format!("https://qr.alipay.com/{payment}")}),

@@ -599,14 +599,9 @@ async fn open(
 pub fn payment_order(payment: &Payment, order: &Order) -> Result<PaymentOrder, PaymentError> {
     let lines: Vec<crate::order::model::Line> = serde_json::from_str(&order.items).map_err(DbFault::from)?;
     let first = lines.first().map_or("an order", |line| line.name.as_str());
-    // WeChat takes 127 bytes.
-    let mut description: String = first.to_owned();
-    while description.len() > 120 {
-        description.pop();
-    }
     Ok(PaymentOrder {
         payment_id: payment.id,
-        description,
+        description: first.to_owned(),
         amount_minor: payment.amount_minor,
         currency: payment.currency,
         expires_at: order.due_at,

@@ -172,7 +172,6 @@ impl Books {
             transaction_id: format!("t-{payment}"),
             movement,
             currency: "CNY".parse().unwrap(),
-            at: at("2026-06-01T04:00:00Z"),
         });
     }
 

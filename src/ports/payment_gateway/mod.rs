@@ -186,8 +186,6 @@ impl From<Unanswered> for GatewayError {
 /// What a gateway tells us without being asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// The same when the notice is repeated.
-    pub id: String,
     pub payment_id: PaymentId,
     pub kind: NoticeKind,
 }
@@ -275,11 +273,6 @@ impl NoticeHeaders {
             .then(|| Value::Object(found).to_string())
             .filter(|json| json.len() <= LONGEST_SIGNATURE)
     }
-
-    /// All of them, as they came.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
-    }
 }
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for NoticeHeaders {
@@ -296,7 +289,6 @@ pub struct StatementLine {
     pub transaction_id: String,
     pub movement: Movement,
     pub currency: Currency,
-    pub at: Timestamp,
 }
 
 /// Money that went to us or back.

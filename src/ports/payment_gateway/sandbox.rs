@@ -308,7 +308,6 @@ impl PaymentGateway for Sandbox {
             return Err(NoticeRefusal::Malformed("amount_minor: must be positive".to_owned()));
         }
         let SandboxNotice { payment_id, transaction_id, amount_minor, result } = told;
-        let id = format!("{payment_id}:{transaction_id}:{result}");
         let mut ledger = self.ledger();
         let payment = ledger.payment(payment_id);
         let kind = match result {
@@ -322,7 +321,7 @@ impl PaymentGateway for Sandbox {
                 NoticeKind::Failed { reason: "the customer chose to fail".to_owned() }
             }
         };
-        Ok(Notice { id, payment_id, kind })
+        Ok(Notice { payment_id, kind })
     }
 
     fn acknowledge(&self) -> Acknowledgement {

@@ -57,8 +57,7 @@ pub(super) fn read(fields: &Fields, app_id: &str, seller_id: &str) -> Result<Not
         .need("out_trade_no")?
         .parse()
         .map_err(|_| wrong_merchant("the order number is none of this shop"))?;
-    let id = fields.need("notify_id")?.to_owned();
-    Ok(Notice { id, payment_id, kind: kind(fields)? })
+    Ok(Notice { payment_id, kind: kind(fields)? })
 }
 
 fn kind(fields: &Fields) -> Result<NoticeKind, NoticeRefusal> {

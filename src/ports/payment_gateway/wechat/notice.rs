@@ -27,7 +27,6 @@ impl fmt::Debug for ApiV3Key {
 
 #[derive(Debug, Deserialize)]
 struct Envelope {
-    id: String,
     event_type: String,
     resource: Resource,
 }
@@ -76,13 +75,13 @@ impl ApiV3Key {
 /// Reads a notice that was verified.
 pub(super) fn read(body: &[u8], key: &ApiV3Key, app_id: &str, mch_id: &str) -> Result<Notice, NoticeRefusal> {
     let unreadable = |error: serde_json::Error| NoticeRefusal::Malformed(error.to_string());
-    let Envelope { id, event_type, resource } = serde_json::from_slice(body).map_err(unreadable)?;
+    let Envelope { event_type, resource } = serde_json::from_slice(body).map_err(unreadable)?;
     let (payment_id, kind) = match event_type.as_str() {
         "TRANSACTION.SUCCESS" => payment(&key.decrypt(&resource)?, app_id, mch_id)?,
         "REFUND.SUCCESS" | "REFUND.ABNORMAL" | "REFUND.CLOSED" => refund(&key.decrypt(&resource)?, mch_id)?,
         other => return Err(NoticeRefusal::Malformed(format!("unknown event_type {other:?}"))),
     };
-    Ok(Notice { id, payment_id, kind })
+    Ok(Notice { payment_id, kind })
 }
 
 fn payment(

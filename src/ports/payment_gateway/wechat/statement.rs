@@ -7,7 +7,7 @@ use reqwest::{Method, Url};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use serde::Deserialize;
 
-use super::super::yuan::{fen, parse_local_time};
+use super::super::yuan::fen;
 use super::super::{GatewayError, Movement, StatementLine};
 use super::api::Api;
 
@@ -51,13 +51,8 @@ fn parse(text: &str) -> Result<Vec<StatementLine>, String> {
         let at = header.iter().position(|column| *column == name);
         at.ok_or_else(|| format!("has no column {name}"))
     };
-    let [at, transaction, payment, state, currency] = [
-        column("交易时间")?,
-        column("微信订单号")?,
-        column("商户订单号")?,
-        column("交易状态")?,
-        column("货币种类")?,
-    ];
+    let [transaction, payment, state, currency] =
+        [column("微信订单号")?, column("商户订单号")?, column("交易状态")?, column("货币种类")?];
     let [paid, refund, refunded, refund_state] =
         [column("订单金额")?, column("商户退款单号")?, column("申请退款金额")?, column("退款状态")?];
 
@@ -85,7 +80,6 @@ fn parse(text: &str) -> Result<Vec<StatementLine>, String> {
             transaction_id: row[transaction].to_owned(),
             movement,
             currency: row[currency].parse().map_err(|_| unreadable())?,
-            at: parse_local_time(row[at]).ok_or_else(unreadable)?,
         }))
     })
     .filter_map(Result::transpose)

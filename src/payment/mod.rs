@@ -11,6 +11,7 @@ pub mod groups;
 pub mod jobs;
 pub mod machine;
 pub mod model;
+mod opening;
 pub mod pay_page;
 pub mod reconcile;
 pub mod reconcile_gateway;

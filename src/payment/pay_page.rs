@@ -18,7 +18,8 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use super::model::PaymentState;
-use super::service::{NoticeError, PaymentError, PaymentService, payment_order};
+use super::opening::payment_order;
+use super::service::{NoticeError, PaymentError, PaymentService};
 use crate::error::{ApiError, Code};
 use crate::http::{ApiResult, PathId, RawBody};
 use crate::ids::PaymentId;

@@ -108,26 +108,23 @@ where
     let Some(key) = key else { return db.transaction(work).await.map(Answered::Fresh) };
     let now = to_micros(clock.now());
     let work = std::sync::Arc::new(work);
-    let result = db
-        .transaction(move |tx| {
-            let work = work.clone();
-            async move {
-                if let Some((first, answer)) = claim(&tx, &key, now).await? {
-                    return Ok(key.replay(&first, answer)?);
-                }
-                let done = work(tx.clone()).await?;
-                let body = serde_json::to_string(&done).map_err(DbFault::from)?;
-                keep(&tx, &key, &Answer { status, body }).await?;
-                Ok(Answered::Fresh(done))
+    db.transaction(move |tx| {
+        let work = work.clone();
+        async move {
+            match claim(&tx, &key, now).await {
+                Ok(None) => {}
+                Ok(Some((first, answer))) => return Ok(key.replay(&first, answer)?),
+                // The transaction holds nothing yet, so what it waited for in vain is the key.
+                Err(fault) if fault.is_conflict() => return Err(KeyRefusal::InProgress.into()),
+                Err(fault) => return Err(fault.into()),
             }
-        })
-        .await;
-    match result {
-        Err(error) if E::db_fault(&error).is_some_and(DbFault::is_conflict) => {
-            Err(KeyRefusal::InProgress.into())
+            let done = work(tx.clone()).await?;
+            let body = serde_json::to_string(&done).map_err(DbFault::from)?;
+            keep(&tx, &key, &Answer { status, body }).await?;
+            Ok(Answered::Fresh(done))
         }
-        result => result,
-    }
+    })
+    .await
 }
 
 /// What a repeat of the request with `key` is told, if an answer is kept.
@@ -221,20 +218,126 @@ pub const LOG: Log = Log {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use rstest::rstest;
+    use tokio::sync::Notify;
+
     use super::*;
-    use crate::db::testing;
+    use crate::db::testing::Engine::{self, MariaDb, Postgres, Sqlite};
+    use crate::db::{DatabaseSettings, testing};
     use crate::ports::clock::ManualClock;
+
+    fn clock() -> SharedClock {
+        Arc::new(ManualClock::new(chrono::DateTime::UNIX_EPOCH))
+    }
+
+    fn key(name: &str) -> Option<RequestKey> {
+        Some(RequestKey::new(UserId(1), "POST /x", name, [0; 32]))
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_answer_is_given_again() {
         let (_place, db) = testing::fresh().await;
-        let clock: SharedClock = std::sync::Arc::new(ManualClock::new(chrono::DateTime::UNIX_EPOCH));
-        let key = RequestKey::new(UserId(1), "POST /x", "k", [0; 32]);
-        let ask = || once::<u32, TestError, _, _>(&db, &clock, Some(key), 201, |_| async { Ok(7) });
+        let clock = clock();
+        let ask = || once::<u32, TestError, _, _>(&db, &clock, key("k"), 201, |_| async { Ok(7) });
         let first = Answer { status: 201, body: "7".to_owned() };
         assert_eq!(ask().await.unwrap(), Answered::Fresh(7));
         assert_eq!(ask().await.unwrap(), Answered::Replayed(first));
         db.close().await;
+    }
+
+    /// SQLite has one writer at a time: a twin is not told from any other.
+    #[rstest]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_twin_that_waits_too_long_is_told_before_its_deadline(
+        #[values(Postgres, MariaDb)] engine: Engine,
+    ) {
+        let (_place, db) = testing::fresh_on(engine).await;
+        let clock = clock();
+        let (begun, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (begins, ends) = (begun.clone(), done.clone());
+        let first = once::<u32, TestError, _, _>(&db, &clock, key("k"), 201, move |_| {
+            let (begins, ends) = (begins.clone(), ends.clone());
+            async move {
+                begins.notify_one();
+                ends.notified().await;
+                Ok(7)
+            }
+        });
+        let twin = async {
+            begun.notified().await;
+            let asked = Instant::now();
+            let twin = once::<u32, TestError, _, _>(&db, &clock, key("k"), 201, |_| async { Ok(8) }).await;
+            done.notify_one();
+            (twin, asked.elapsed())
+        };
+        let (first, (twin, waited)) = tokio::join!(first, twin);
+        assert_eq!(first.unwrap(), Answered::Fresh(7));
+        assert!(matches!(twin, Err(TestError::Key(KeyRefusal::InProgress))), "{twin:?}");
+        assert!(waited < Duration::from_secs(5), "{waited:?}");
+        db.close().await;
+    }
+
+    /// The key is free, what its request changes is not.
+    #[rstest]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_is_held_up_by_others_is_no_twin(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+        let (place, db) = testing::fresh_on(engine).await;
+        let mut slow = DatabaseSettings::new(&place.url.clone().into()).unwrap();
+        slow.deadline *= 2;
+        let slow = Database::connect(slow, tokio::runtime::Handle::current()).await.unwrap();
+        let clock = clock();
+        let hold = async |db: &Database, begun: Arc<Notify>, done: Arc<Notify>| {
+            let holding = db.transaction(move |tx| {
+                let (begun, done) = (begun.clone(), done.clone());
+                async move {
+                    touch(&tx).await?;
+                    begun.notify_one();
+                    // Nobody may be idle within a transaction for longer.
+                    for _ in 0..10 {
+                        let pause = tokio::time::timeout(Duration::from_secs(1), done.notified());
+                        if pause.await.is_ok() {
+                            break;
+                        }
+                        touch(&tx).await?;
+                    }
+                    Ok::<_, DbFault>(())
+                }
+            });
+            holding.await
+        };
+        db.transaction(|tx| async move {
+            tx.execute_unprepared("INSERT INTO shop (id, currency) VALUES (7, 'CNY')").await?;
+            Ok::<_, DbFault>(())
+        })
+        .await
+        .unwrap();
+        let (begun, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let held_up = async {
+            begun.notified().await;
+            let held_up = once::<u32, TestError, _, _>(&db, &clock, key("k"), 201, |tx| async move {
+                touch(&tx).await?;
+                Ok(7)
+            });
+            let held_up = held_up.await;
+            done.notify_one();
+            held_up
+        };
+        let (held, held_up) = tokio::join!(hold(&slow, begun.clone(), done.clone()), held_up);
+        held.unwrap();
+        let Err(TestError::Db(fault)) = held_up else { panic!("{held_up:?}") };
+        assert!(fault.is_conflict(), "{fault:?}");
+        let refusal = ApiError::from(fault);
+        assert_eq!((refusal.code, refusal.retry_after_s), (Code::DependencyUnavailable, Some(1)));
+        slow.close().await;
+        db.close().await;
+    }
+
+    async fn touch(tx: &Tx) -> Result<(), DbFault> {
+        tx.execute_unprepared("UPDATE shop SET currency = 'USD' WHERE id = 7").await?;
+        Ok(())
     }
 
     #[derive(Debug, Error)]

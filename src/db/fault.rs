@@ -194,7 +194,6 @@ impl From<DbFault> for ApiError {
             | DbFault::CommitAfterError
             | DbFault::StillInUse
             | DbFault::Missing(_)
-            | DbFault::Overtaken(_)
             | DbFault::SqliteTooOld(_) => {
                 tracing::error!(error = %fault, "A request failed for a reason of our own");
                 Self::new(Code::InternalError, "The server failed to do this; the log has the cause.")
@@ -203,7 +202,15 @@ impl From<DbFault> for ApiError {
                 tracing::warn!(error = %fault, "The database did not confirm a change");
                 Self::unconfirmed()
             }
-            DbFault::Statement(_) | DbFault::Injected(_) | DbFault::NodeNumberLost(_) => {
+            fault if fault.is_conflict() => {
+                tracing::warn!(error = %fault, "Others were in the way of a change for too long");
+                let detail = "Others are changing the same thing; nothing was changed.";
+                Self::new(Code::DependencyUnavailable, detail)
+            }
+            DbFault::Statement(_)
+            | DbFault::Overtaken(_)
+            | DbFault::Injected(_)
+            | DbFault::NodeNumberLost(_) => {
                 tracing::warn!(error = %fault, "The database refused or could not be reached");
                 Self::new(Code::DependencyUnavailable, "The database is not available; nothing was changed.")
             }

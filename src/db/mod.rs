@@ -20,7 +20,7 @@ mod tx;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement, TransactionOptions,
@@ -139,7 +139,8 @@ impl Database {
 
     /// Runs `work` in a transaction and commits it if it answers `Ok`; any `Err` rolls it back.
     ///
-    /// `work` runs again, in a new transaction, after a deadlock, a lock timeout or a busy database. An
+    /// `work` runs again, in a new transaction, after a deadlock, a lock timeout or a busy database, unless another wait
+    /// for a lock would not fit in the deadline. An
     /// [ambiguous](DbFault::Ambiguous) commit is not repeated: only the caller knows whether that is safe.
     pub async fn transaction<T, E, F, Fut>(&self, work: F) -> Result<T, E>
     where
@@ -150,11 +151,14 @@ impl Database {
     {
         let db = self.clone();
         self.run(async move {
+            let (begun, settings) = (Instant::now(), &db.0.settings);
             let mut attempt = 1;
             loop {
                 let result = db.attempt(&work).await;
                 let conflict = result.as_ref().err().and_then(E::db_fault).is_some_and(DbFault::is_conflict);
-                if !conflict || attempt == ATTEMPTS {
+                // Whoever was held up that long is not to be given up as unknown at the deadline.
+                let late = begun.elapsed() + settings.lock_timeout >= settings.deadline;
+                if !conflict || late || attempt == ATTEMPTS {
                     return result;
                 }
                 tokio::time::sleep(Duration::from_millis(rand::random_range(1..=8) << attempt)).await;

@@ -3,6 +3,7 @@
 use actix_web::web::Data;
 use actix_web::{HttpResponse, delete, get, post};
 use secrecy::SecretString;
+use serde::de::{Error as _, value};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -10,7 +11,7 @@ use super::{
     Caller, IdentityError, IdentityService, IssueError, Role, Roles, Session, TokenRefusal, User, UserName,
 };
 use crate::error::{ApiError, Code, FieldError};
-use crate::http::{ApiResult, JsonBody, SignIn, Validate};
+use crate::http::{ApiResult, JsonBody, SignIn, Validate, present};
 use crate::money::Currency;
 use crate::ports::clock::Timestamp;
 use crate::refusals;
@@ -18,7 +19,7 @@ use crate::wallet::{Account, WalletService};
 
 /// How someone signs in.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(tag = "provider", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "provider", rename_all = "snake_case", deny_unknown_fields, try_from = "Members")]
 pub(crate) enum SignInBody {
     /// Under any name, with any role, no questions asked; only where `auth.dev_login` is on.
     Dev {
@@ -39,6 +40,48 @@ pub(crate) enum SignInBody {
 
 fn customer() -> Roles {
     Role::Customer.into()
+}
+
+/// What a [`SignInBody`] is read from: serde buffers a tagged enum, and then no longer knows where a member stood.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members {
+    provider: Provider,
+    #[serde(default, deserialize_with = "present")]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    roles: Option<Roles>,
+    #[serde(default, deserialize_with = "present")]
+    password: Option<SecretString>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Provider {
+    Dev,
+    Password,
+}
+
+impl TryFrom<Members> for SignInBody {
+    type Error = value::Error;
+
+    fn try_from(members: Members) -> Result<Self, value::Error> {
+        let Members { provider, name, roles, password } = members;
+        let name = || name.ok_or_else(|| value::Error::missing_field("name"));
+        match provider {
+            Provider::Dev if password.is_some() => {
+                Err(value::Error::unknown_field("password", &["name", "roles"]))
+            }
+            Provider::Dev => Ok(Self::Dev { name: name()?, roles: roles.unwrap_or_else(customer) }),
+            Provider::Password if roles.is_some() => {
+                Err(value::Error::unknown_field("roles", &["name", "password"]))
+            }
+            Provider::Password => {
+                let password = password.ok_or_else(|| value::Error::missing_field("password"));
+                Ok(Self::Password { name: name()?, password: password? })
+            }
+        }
+    }
 }
 
 impl Validate for SignInBody {

@@ -378,17 +378,26 @@ async fn a_bad_query_is_refused(app: &TestApp) {
 
 async fn a_bad_sign_in_is_refused(app: &TestApp) {
     let good = json!({"provider": "dev", "name": "alice", "roles": ["customer"]});
+    let by_password = json!({"provider": "password", "name": "alice"});
     let long_name = format!("\"{}\"", "x".repeat(65));
     let rows = [
         (with(&good, "name", "\"\""), invalid("/name")),
         (with(&good, "name", "\" alice\""), invalid("/name")),
         (with(&good, "name", "\"a\\u0000\""), invalid("/name")),
         (with(&good, "name", "\"a\\u202eb\""), invalid("/name")),
-        // Which members there are depends on the provider, so serde reads them without their place.
-        (with(&good, "name", "7"), invalid("")),
+        (with(&good, "name", "7"), invalid("/name")),
+        (with(&good, "name", "null"), invalid("/name")),
         (with(&good, "name", &long_name), invalid("/name")),
         (without(&good, "name"), invalid("/name")),
         (with(&good, "roles", "[]"), invalid("/roles")),
+        (with(&good, "roles", "\"customer\""), invalid("/roles")),
+        (with(&good, "roles", "null"), invalid("/roles")),
+        (with(&good, "roles", "[\"customer\", \"king\"]"), invalid("/roles/1")),
+        (with(&good, "password", "\"x\""), invalid("/password")),
+        (with(&good, "provider", "\"password\""), invalid("/roles")),
+        (with(&by_password, "provider", "\"password\""), invalid("/password")),
+        (with(&by_password, "password", "7"), invalid("/password")),
+        (with(&good, "provider", "7"), invalid("/provider")),
         (with(&good, "provider", "\"carrier_pigeon\""), invalid("/provider")),
         (without(&good, "provider"), invalid("/provider")),
         (with(&good, "id", "\"1\""), invalid("/id")),

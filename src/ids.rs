@@ -28,9 +28,12 @@ pub const NODE_NUMBERS: i32 = 1024;
 
 define_snowflake_id!(Snowflake, u64, reserved: 1, timestamp: 41, machine_id: 10, sequence: 12);
 
+/// What an id looks like, as a regular expression.
+pub const ID_PATTERN: &str = "^(0|[1-9][0-9]{0,18})$";
+
 /// The text is not a decimal 63-bit id.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("an id is a decimal number of up to 19 digits")]
+#[error("an id is a decimal number of up to 19 digits, without leading zeros")]
 pub struct MalformedId;
 
 /// Defines an id type: `define_id!(/// What it names. OrderId);`
@@ -129,9 +132,10 @@ define_id! {
     UserId,
 }
 
-/// Only plain digits: no sign, no blanks, nothing that two clients could read as two ids.
+/// Only plain digits without leading zeros: an id has one spelling.
 fn parse(text: &str) -> Result<i64, MalformedId> {
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    let padded = text.len() > 1 && text.starts_with('0');
+    if text.is_empty() || padded || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(MalformedId);
     }
     text.parse().map_err(|_| MalformedId)
@@ -156,7 +160,7 @@ fn id_schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
     use utoipa::openapi::schema::{ObjectBuilder, Type};
     ObjectBuilder::new()
         .schema_type(Type::String)
-        .pattern(Some("^[0-9]{1,19}$"))
+        .pattern(Some(ID_PATTERN))
         .examples(["267432117862400"])
         .description(Some("A 63-bit id as a decimal string."))
         .into()
@@ -306,7 +310,18 @@ mod tests {
     fn an_id_is_a_string_in_json_and_nothing_else() {
         assert_eq!(serde_json::to_string(&TakeId(42)).unwrap(), r#""42""#);
         assert_eq!(serde_json::from_str::<TakeId>(r#""42""#).unwrap(), TakeId(42));
-        for bad in ["42", r#""""#, r#""-1""#, r#""+1""#, r#"" 1""#, r#""9223372036854775808""#, r#""1e3""#] {
+        assert_eq!(serde_json::from_str::<TakeId>(r#""0""#).unwrap(), TakeId(0));
+        for bad in [
+            "42",
+            r#""""#,
+            r#""-1""#,
+            r#""+1""#,
+            r#"" 1""#,
+            r#""9223372036854775808""#,
+            r#""1e3""#,
+            r#""007""#,
+            r#""00""#,
+        ] {
             assert!(serde_json::from_str::<TakeId>(bad).is_err(), "{bad}");
         }
     }

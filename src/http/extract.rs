@@ -346,7 +346,8 @@ pub fn request_key(
     fingerprint: [u8; 32],
 ) -> Option<RequestKey> {
     let key = key.0.as_deref()?;
-    let route = format!("{} {}", req.method(), req.path());
+    // As the routes see it: `/orders/%37` is `/orders/7`.
+    let route = format!("{} {}", req.method(), req.match_info().as_str());
     Some(RequestKey::new(caller, &route, key, fingerprint))
 }
 
@@ -486,9 +487,25 @@ mod tests {
     }
 
     #[actix_web::test]
+    async fn a_path_is_one_route_however_it_is_spelled() {
+        let key = |uri| {
+            let req = TestRequest::post().uri(uri).to_http_request();
+            request_key(UserId(1), &req, &IdempotencyKey(Some("k".to_owned())), [0; 32]).unwrap().id
+        };
+        assert_eq!(key("/api/v1/orders/7/cancel"), key("/api/v1/orders/%37/c%61ncel"));
+        assert_ne!(key("/api/v1/orders/7/cancel"), key("/api/v1/orders/8/cancel"));
+    }
+
+    #[actix_web::test]
     async fn a_malformed_id_names_nothing() {
-        for (id, found) in [("7", Some(UserId(7))), ("x", None), ("-1", None), ("99999999999999999999", None)]
-        {
+        for (id, found) in [
+            ("7", Some(UserId(7))),
+            ("x", None),
+            ("-1", None),
+            ("+7", None),
+            ("007", None),
+            ("99999999999999999999", None),
+        ] {
             let req = TestRequest::get().param("id", id).to_http_request();
             let extracted = PathId::<UserId>::extract(&req).await.map(|id| id.0);
             assert_eq!(extracted.map_err(|error| error.code), found.ok_or(Code::NotFound));

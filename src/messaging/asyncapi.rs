@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::catalogue::EventType;
 use super::envelope::{CONTENT_TYPE, DATA_CONTENT_TYPE, SOURCE, SPEC_VERSION};
+use crate::ids::ID_PATTERN;
 use crate::ports::event_bus::rabbitmq::EVENTS;
 use crate::trace::TRACEPARENT;
 
@@ -99,14 +100,14 @@ fn cloud_event(event: EventType, data: Value) -> Value {
         "specversion": { "type": "string", "const": SPEC_VERSION },
         "id": {
             "type": "string",
-            "pattern": "^[0-9]{1,19}$",
+            "pattern": ID_PATTERN,
             "description": "The same each time this event is delivered, and of no other event.",
         },
         "source": { "type": "string", "const": SOURCE },
         "type": { "type": "string", "const": event.word() },
         "subject": {
             "type": "string",
-            "pattern": "^[0-9]{1,19}$",
+            "pattern": ID_PATTERN,
             "description": format!("What it happened to: `data.{}`.", event.subject_member()),
         },
         "time": { "type": "string", "format": "date-time", "description": "When it happened." },

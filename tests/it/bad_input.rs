@@ -428,9 +428,25 @@ async fn what_is_not_there_is_not_found(app: &TestApp) {
     let operator = app.operator().await;
     let before = Snapshot::of(app).await;
     let too_large = "9".repeat(20);
-    for id in
-        ["1", "0", "-1", "+1", "1.0", "0x10", "%00", "%20", "..", "null", "9223372036854775807", &too_large]
-    {
+    // One id, one spelling: another would be another request to whoever sends an Idempotency-Key.
+    let padded = format!("0{activity}");
+    let signed = format!("%2B{activity}");
+    for id in [
+        "1",
+        "0",
+        "-1",
+        "+1",
+        "1.0",
+        "0x10",
+        "%00",
+        "%20",
+        "..",
+        "null",
+        "9223372036854775807",
+        &too_large,
+        &padded,
+        &signed,
+    ] {
         for path in [format!("/activities/{id}"), format!("/admin/activities/{id}")] {
             operator.get(&path).await.refused(404, "not_found");
         }

@@ -16,13 +16,14 @@ use sea_orm::{
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::db::{self, AsDbFault, Database, DbFault, Tx};
 use crate::ids::{Ids, NODE_NUMBERS};
 use crate::messaging::outbox;
 use crate::ports::clock::Clock;
+use crate::tasks::Tasks;
 
 /// How long a number is ours after a renewal.
 const LEASE: Duration = Duration::from_secs(30);
@@ -72,7 +73,7 @@ struct Inner {
     incarnation: i64,
     live_nodes: Arc<AtomicU32>,
     lost: watch::Receiver<bool>,
-    renewal: AbortHandle,
+    renewal: Tasks,
 }
 
 impl Cluster {
@@ -94,7 +95,12 @@ impl Cluster {
         let live_nodes = Arc::new(AtomicU32::new(live));
         let (lost_sender, lost) = watch::channel(false);
         let lease = Lease { db: db.clone(), ids: ids.clone(), incarnation, live_nodes: live_nodes.clone() };
-        let renewal = runtime.spawn(lease.keep(lost_sender)).abort_handle();
+        let lease = Arc::new(lease);
+        let mut renewal = Tasks::new(runtime.clone(), CancellationToken::new());
+        renewal.keep_until_stop("node_number", move || {
+            let (lease, lost) = (lease.clone(), lost_sender.clone());
+            async move { lease.keep(lost).await }
+        });
         Ok(Self(Arc::new(Inner { ids, incarnation, live_nodes, lost, renewal })))
     }
 
@@ -129,7 +135,7 @@ impl Cluster {
     /// Stops renewing. The lease runs out by itself: whoever took the number at once, with a clock behind ours, could
     /// repeat our last ids.
     pub fn leave(&self) {
-        self.0.renewal.abort();
+        self.0.renewal.cancel();
     }
 }
 
@@ -142,7 +148,7 @@ struct Lease {
 }
 
 impl Lease {
-    async fn keep(self, lost: watch::Sender<bool>) {
+    async fn keep(&self, lost: watch::Sender<bool>) {
         let mut ticks = tokio::time::interval(RENEW_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -30,6 +30,7 @@ pub mod ports; // what the outside gives us: time, an event bus, payment gateway
 pub mod reconciliation; // what should agree and does not, each with a proposed action
 pub mod shop; // what it is for good: its currency
 pub mod stock; // who gets which unit, exactly
+pub mod tasks; // what runs as long as the server, again after a panic
 pub mod telemetry; // logs, metrics, traces
 pub mod trace; // which trace work belongs to, and so its events
 pub mod wallet; // balance and points, each a ledger

@@ -70,6 +70,7 @@ const FAMILIES: &[(Kind, &str, &str)] = &[
     (Histogram, "tombola_job_duration_seconds", "How long runs of jobs took."),
     (Gauge, "tombola_job_last_success_timestamp_seconds", "When a job last succeeded, in Unix time."),
     (Counter, "tombola_actor_deaths_total", "Actors that panicked and were replaced."),
+    (Counter, "tombola_task_deaths_total", "Long tasks that panicked and were started again."),
     (Counter, "tombola_database_pools_replaced_total", "Times that connections were replaced."),
     (Gauge, "tombola_wall_clock_ahead_seconds", "How far this clock is ahead of the database's."),
 ];

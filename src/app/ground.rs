@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::{Handle, Runtime};
-use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::StartError;
@@ -18,6 +18,7 @@ use crate::money::Currency;
 use crate::ports::clock::{SharedClock, SystemClock};
 use crate::ports::payment_gateway::InvalidSetting;
 use crate::shop;
+use crate::tasks::Tasks;
 
 /// Threads for database work, at least.
 const FEWEST_DATABASE_THREADS: usize = 2;
@@ -38,8 +39,8 @@ pub struct Ground {
     pub clock: SharedClock,
     pub cluster: Cluster,
     pub(super) runtime: DatabaseRuntime,
-    /// Keeps the clock right; ends when dropped.
-    timekeeping: JoinSet<()>,
+    /// Keeps the clock right.
+    timekeeping: Tasks,
     /// Keeps a second server from the same SQLite file.
     _lock: Option<File>,
 }
@@ -71,7 +72,7 @@ impl Ground {
         config: &Config,
         time: TimeSource,
     ) -> Result<Self, StartError> {
-        let mut timekeeping = JoinSet::new();
+        let mut timekeeping = Tasks::new(runtime.handle().clone(), CancellationToken::new());
         let clock: SharedClock = match time {
             TimeSource::Clock(clock) => clock,
             TimeSource::Database if config.database_settings()?.sqlite_file().is_some() => {
@@ -81,7 +82,10 @@ impl Ground {
                 let clock = DatabaseClock::of(&db).await.map_err(|fault| unusable(config, fault))?;
                 let (clock, db) = (Arc::new(clock), db.clone());
                 let followed = clock.clone();
-                timekeeping.spawn_on(async move { followed.follow(&db).await }, runtime.handle());
+                timekeeping.keep_until_stop("clock", move || {
+                    let (followed, db) = (followed.clone(), db.clone());
+                    async move { followed.follow(&db).await }
+                });
                 clock
             }
         };
@@ -101,8 +105,8 @@ impl Ground {
     }
 
     /// Closes the database.
-    pub async fn close(mut self) {
-        self.timekeeping.abort_all();
+    pub async fn close(self) {
+        self.timekeeping.stop().await;
         self.cluster.leave();
         self.db.close().await;
     }

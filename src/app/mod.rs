@@ -16,7 +16,6 @@ use actix_web::web::Data;
 use futures_util::FutureExt;
 use secrecy::SecretString;
 use thiserror::Error;
-use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -39,8 +38,8 @@ use crate::ports::event_bus::EventBus;
 use crate::ports::event_bus::embedded::EmbeddedBus;
 use crate::ports::event_bus::rabbitmq::RabbitMq;
 use crate::ports::payment_gateway::InvalidSetting;
-use crate::telemetry;
-use crate::{shop, stock};
+use crate::tasks::Tasks;
+use crate::{shop, stock, telemetry};
 
 /// The first operator's name.
 const FIRST_OPERATOR: &str = "admin";
@@ -111,14 +110,12 @@ pub struct Running {
     readiness: Readiness,
     drain_delay: Duration,
     http: ServerHandle,
-    stop_jobs: CancellationToken,
-    jobs: JoinHandle<()>,
-    stop_messaging: CancellationToken,
-    messaging: JoinSet<()>,
+    jobs: Tasks,
+    messaging: Tasks,
     bus: Arc<dyn EventBus>,
     modules: Modules,
-    /// What keeps memory in step with the database; ends when dropped.
-    upkeep: JoinSet<()>,
+    /// What keeps memory in step with the database.
+    upkeep: Tasks,
     ground: Ground,
 }
 
@@ -128,7 +125,6 @@ impl App {
         let metrics = telemetry::metrics(&SystemClock);
         let ground = Ground::for_server(&config, time).await?;
         let Ground { db, cluster, .. } = &ground;
-        let runtime = ground.runtime.handle();
         lease::forget_the_dead(db).await.map_err(|fault| unusable(&config, fault))?;
 
         let (tokens, identity) = ground.identity(&config).await?;
@@ -138,35 +134,48 @@ impl App {
         };
         let modules = Modules::for_server(&ground, &config, Ports::new(&config, &ground.clock)?);
 
-        let mut upkeep = JoinSet::new();
-        upkeep.spawn_on(telemetry::keep_up(metrics.clone()), runtime);
+        let tasks = || Tasks::new(ground.runtime.handle().clone(), CancellationToken::new());
+        let mut upkeep = tasks();
+        let kept_up = metrics.clone();
+        upkeep.keep_until_stop("metrics", move || telemetry::keep_up(kept_up.clone()));
         let fresh = tokens.clone();
-        upkeep.spawn_on(async move { fresh.keep_fresh().await }, runtime);
+        upkeep.keep_until_stop("tokens", move || {
+            let fresh = fresh.clone();
+            async move { fresh.keep_fresh().await }
+        });
 
         let jobs = modules.jobs(&ground);
-        let stop_jobs = CancellationToken::new();
-        let running_jobs = match config.has_role(ServerRole::Jobs) {
-            true => runtime.spawn(jobs.runner().run(stop_jobs.clone())),
-            false => runtime.spawn(std::future::ready(())),
-        };
+        let mut running_jobs = tasks();
+        if config.has_role(ServerRole::Jobs) {
+            let jobs = jobs.clone();
+            running_jobs.keep("jobs", move |stop| jobs.runner().run(stop));
+        }
 
         let groups = modules.groups(&ground);
         let bus = event_bus(&config, &ground, &groups).map_err(StartError::Bus)?;
-        let stop_messaging = CancellationToken::new();
-        let mut messaging = JoinSet::new();
+        let mut messaging = tasks();
         if config.has_role(ServerRole::Relay) {
             let every = config.messaging.relay_every;
             let relay = Relay::new(db.clone(), bus.clone(), cluster.incarnation(), every);
-            messaging.spawn_on(relay.run(stop_messaging.clone()), runtime);
+            let measured = relay.clone();
+            messaging.keep("relay", move |stop| relay.clone().run(stop));
+            messaging.keep("backlog", move |stop| measured.clone().measure(stop));
         }
         if config.has_role(ServerRole::Consumer) {
             let (db, ids, bus) = (db.clone(), cluster.ids().clone(), bus.clone());
-            let (retries, stop) = (config.retries(), stop_messaging.clone());
-            messaging.spawn_on(async move { groups.run(db, ids, bus, retries, stop).await }, runtime);
+            let retries = config.retries();
+            messaging.keep("groups", move |stop| {
+                let (groups, db, ids) = (groups.clone(), db.clone(), ids.clone());
+                let (bus, retries) = (bus.clone(), retries.clone());
+                async move { groups.run(db, ids, bus, retries, stop).await }
+            });
         }
         if config.has_role(ServerRole::Http) {
-            let (bus, stop, ear) = (bus.clone(), stop_messaging.clone(), modules.ear());
-            messaging.spawn_on(async move { bus.broadcast(stock::HEARD, ear, stop).await }, runtime);
+            let (bus, ear) = (bus.clone(), modules.ear());
+            messaging.keep("broadcasts", move |stop| {
+                let (bus, ear) = (bus.clone(), ear.clone());
+                async move { bus.broadcast(stock::HEARD, ear, stop).await }
+            });
         }
 
         let readiness = Readiness::new(checks(db, cluster));
@@ -190,9 +199,7 @@ impl App {
             readiness,
             drain_delay,
             http,
-            stop_jobs,
             jobs: running_jobs,
-            stop_messaging,
             messaging,
             bus,
             modules,
@@ -214,19 +221,17 @@ impl Running {
     }
 
     /// Stops without losing an accepted request.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         info!("Stopping");
         self.readiness.stop();
         tokio::time::sleep(self.drain_delay).await;
         self.http.stop(true).await;
-        self.stop_jobs.cancel();
-        let _ = self.jobs.await;
+        self.jobs.stop().await;
         self.modules.stop().await;
         // Last: what the actors committed until now leaves as far as it can at once.
-        self.stop_messaging.cancel();
-        while self.messaging.join_next().await.is_some() {}
+        self.messaging.stop().await;
         self.bus.close().await;
-        self.upkeep.shutdown().await;
+        self.upkeep.stop().await;
         self.ground.close().await;
         info!("Stopped");
     }

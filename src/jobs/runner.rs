@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -22,6 +22,7 @@ use crate::db::{Database, DbFault};
 use crate::ids::Ids;
 use crate::lease::Lease;
 use crate::ports::clock::{SharedClock, Timestamp};
+use crate::tasks::Tasks;
 
 /// How much longer than a job's period its lease lasts: within this time another node takes over from a dead one.
 pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(10);
@@ -71,31 +72,37 @@ impl Runner {
 
     /// Runs the jobs until `stop`, then gives their leases back.
     pub async fn run(self, stop: CancellationToken) {
-        let mut workers = JoinSet::new();
+        let mut tasks = Tasks::new(Handle::current(), stop);
         let mut bells = HashMap::new();
         for job in self.jobs {
             let bell = Arc::new(Notify::new());
             bells.insert(job.name(), bell.clone());
-            workers.spawn(Worker::new(&self.host, job, self.lease_margin).serve(bell, stop.clone()));
+            let (host, lease_margin) = (self.host.clone(), self.lease_margin);
+            tasks.keep(format!("job:{}", job.name()), move |stop| {
+                Worker::new(&host, job.clone(), lease_margin).serve(bell.clone(), stop)
+            });
         }
-        let store = JobStore(self.host.db.clone());
-        let watch = async {
-            loop {
-                match store.busy().await {
-                    Ok(busy) => bells
-                        .iter()
-                        .filter(|(job, _)| busy.contains(**job))
-                        .for_each(|(_, bell)| bell.notify_one()),
-                    Err(fault) => warn!(error = %fault, "Cannot see which runs of jobs are asked for"),
-                }
-                tokio::select! {
-                    () = sleep(LOOK_EVERY) => {}
-                    () = self.asked.notified() => {}
-                }
+        let (store, bells) = (JobStore(self.host.db.clone()), Arc::new(bells));
+        tasks
+            .keep_until_stop("job_requests", move || watch(store.clone(), bells.clone(), self.asked.clone()));
+        tasks.ended().await;
+    }
+}
+
+/// Rings the bell of each job that a run is asked for of.
+async fn watch(store: JobStore, bells: Arc<HashMap<&'static str, Arc<Notify>>>, asked: Arc<Notify>) {
+    loop {
+        match store.busy().await {
+            Ok(busy) => {
+                let asked_for = bells.iter().filter(|(job, _)| busy.contains(**job));
+                asked_for.for_each(|(_, bell)| bell.notify_one());
             }
-        };
-        stop.run_until_cancelled(watch).await;
-        while workers.join_next().await.is_some() {}
+            Err(fault) => warn!(error = %fault, "Cannot see which runs of jobs are asked for"),
+        }
+        tokio::select! {
+            () = sleep(LOOK_EVERY) => {}
+            () = asked.notified() => {}
+        }
     }
 }
 

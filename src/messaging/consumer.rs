@@ -309,6 +309,8 @@ impl Consumer {
 impl Sink for Consumer {
     async fn take_in(&self, deliveries: Vec<Delivery>) -> Result<(), SinkUnavailable> {
         let begun = Instant::now();
+        let point = faults::point("before_taking_in").await;
+        point.map_err(|fault| SinkUnavailable(fault.to_string()))?;
         let mut events = Vec::with_capacity(deliveries.len());
         let settle = async {
             for delivery in deliveries {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use entities::consumer_group;
-use futures_util::future::{join, join_all};
 use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -18,6 +18,7 @@ use crate::db::bulk::{insert_if_absent, statement};
 use crate::db::{self, Database, DbFault};
 use crate::ids::Ids;
 use crate::ports::event_bus::{EventBus, GroupSpec};
+use crate::tasks::Tasks;
 
 /// Every consumer group of the installation.
 #[derive(Debug, Clone)]
@@ -101,27 +102,40 @@ impl Groups {
                 })
             })
             .collect();
-        let reminder = Notify::new();
-        let reminded = async {
-            while stop.run_until_cancelled(reminder.notified()).await.is_some() {
-                consumers.iter().for_each(|consumer| consumer.wake.notify_one());
-            }
-        };
-        let consuming = consumers.iter().map(|consumer| {
-            let (bus, stop) = (&bus, &stop);
+        let mut tasks = Tasks::new(Handle::current(), stop);
+        for consumer in &consumers {
+            let (bus, consumer) = (bus.clone(), consumer.clone());
+            tasks.keep(format!("group:{}", consumer.name()), move |stop| {
+                let (bus, consumer) = (bus.clone(), consumer.clone());
+                async move {
+                    let delivering = bus.deliver(consumer.group.spec, consumer.clone(), stop.clone());
+                    tokio::join!(delivering, consumer.sweep_until(&stop));
+                }
+            });
+        }
+        let (reminders, wakes) = (bus.clone(), Arc::<[Arc<Consumer>]>::from(consumers));
+        tasks.keep("reminders", move |stop| {
+            let (bus, consumers) = (reminders.clone(), wakes.clone());
             async move {
-                let spec = consumer.group.spec;
-                join(bus.deliver(spec, consumer.clone(), stop.clone()), consumer.sweep_until(stop)).await
+                let reminder = Notify::new();
+                let wake = async {
+                    while stop.run_until_cancelled(reminder.notified()).await.is_some() {
+                        consumers.iter().for_each(|consumer| consumer.wake.notify_one());
+                    }
+                };
+                tokio::join!(bus.reminded(&reminder, stop.clone()), wake);
             }
         });
-        let exhausted = bus.exhausted(Arc::new(cemetery), stop.clone());
-        let measuring = measure_until(&db, &self.specs, &stop);
-        tokio::join!(
-            join_all(consuming),
-            bus.reminded(&reminder, stop.clone()),
-            reminded,
-            exhausted,
-            measuring
-        );
+        let cemetery = Arc::new(cemetery);
+        tasks.keep("exhausted", move |stop| {
+            let (bus, cemetery) = (bus.clone(), cemetery.clone());
+            async move { bus.exhausted(cemetery, stop).await }
+        });
+        let specs = self.specs.clone();
+        tasks.keep("waiting", move |stop| {
+            let (db, specs) = (db.clone(), specs.clone());
+            async move { measure_until(&db, &specs, &stop).await }
+        });
+        tasks.ended().await;
     }
 }

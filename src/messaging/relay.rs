@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::parking::micros;
 use crate::db::bulk::{self, Column, Rows, Script};
 use crate::db::{self, Database, DbFault, Tx};
+use crate::faults;
 use crate::ids::BatchId;
 use crate::lease::Lease;
 use crate::ports::event_bus::{Committed, EventBus, PublishError, Way};
@@ -59,7 +60,7 @@ const MEASURING_SHARE: u32 = 20;
 const ERROR_CHARS: usize = 500;
 
 /// The relay of this node; it works while it holds the lease.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Relay {
     db: Database,
     bus: Arc<dyn EventBus>,
@@ -77,11 +78,11 @@ impl Relay {
 
     /// Publishes until `stop`, whenever this node is the relay.
     pub async fn run(self, stop: CancellationToken) {
-        let relaying = self.lease.work(&stop, async || {
+        let relay = async || {
             info!("This node relays events");
             self.relay_until(&stop).await;
-        });
-        tokio::join!(relaying, self.measure_until(&stop));
+        };
+        self.lease.work(&stop, relay).await;
     }
 
     async fn relay_until(&self, stop: &CancellationToken) {
@@ -152,6 +153,7 @@ impl Relay {
 
     /// Publishes the oldest rows that are due; answers how many there were.
     async fn relay_page(&self) -> Result<usize, String> {
+        faults::point("before_relaying").await.map_err(|fault| fault.to_string())?;
         let (now, rows) = self.unsent().await.map_err(|fault| fault.to_string())?;
         if rows.is_empty() {
             return Ok(0);
@@ -248,9 +250,10 @@ impl Relay {
         marking.await
     }
 
-    /// The backlogs as metrics: an age says what its size does not. Whether or not this node is the relay, because the
-    /// last numbers of one that was would stay; for the same reason they are no numbers if the database cannot tell.
-    async fn measure_until(&self, stop: &CancellationToken) {
+    /// Tells the backlogs as metrics until `stop`: an age says what its size does not. Whether or not this node is the
+    /// relay, because the last numbers of one that was would stay; for the same reason they are no numbers if the database
+    /// cannot tell.
+    pub async fn measure(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let begun = Instant::now();
             let (rows, age) = numbers(self.unsent_backlog().await);

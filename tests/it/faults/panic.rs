@@ -1,14 +1,16 @@
 //! F4, F5: a panic costs its own batch and nothing else; so does an answer that never arrives.
 
-use super::{Rig, faults};
-use crate::support::Engine;
+use super::{Rig, faults, number};
+use crate::support::database::session;
 use crate::support::ledger::{Crowd, Sale};
 use crate::support::wire::{Wire, get};
+use crate::support::{Engine, eventually};
 
 faults! {
-    sqlite: f04_a_panic_costs_one_batch, f04_what_keeps_panicking_is_left_alone, f05_no_answer_arrives;
-    postgres: f04_a_panic_costs_one_batch, f05_no_answer_arrives;
-    mariadb: f04_a_panic_costs_one_batch, f05_no_answer_arrives;
+    sqlite: f04_a_panic_costs_one_batch, f04_tasks_that_panicked_go_on, f04_what_keeps_panicking_is_left_alone,
+        f05_no_answer_arrives;
+    postgres: f04_a_panic_costs_one_batch, f04_tasks_that_panicked_go_on, f05_no_answer_arrives;
+    mariadb: f04_a_panic_costs_one_batch, f04_tasks_that_panicked_go_on, f05_no_answer_arrives;
 }
 
 async fn f04_a_panic_costs_one_batch(engine: Engine) {
@@ -21,6 +23,23 @@ async fn f04_a_panic_costs_one_batch(engine: Engine) {
     // In the actor's own code a panic ends the actor; in a transaction it is an unknown outcome.
     server.counts("tombola_actor_deaths_total", 2).await;
     server.counts("tombola_stock_ambiguous_commits_total", 1).await;
+    rig.judge(&sale, &ledger).await.stands().without_errors();
+}
+
+/// The relay and a group panic: what was committed goes through them nevertheless.
+async fn f04_tasks_that_panicked_go_on(engine: Engine) {
+    let rig = Rig::on(engine).await;
+    let launch = rig.launch.clone().with_faults("before_relaying=panic@3,before_taking_in=panic@1");
+    let server = launch.start().await;
+    let sale = Sale::open(&launch, 100, None).await;
+    let ledger = Crowd::rush(&sale, &[server.address], 8, 110).finish().await;
+    server.counts("tombola_task_deaths_total", 2).await;
+    let database = session(&rig.database.url).await;
+    let waiting =
+        "SELECT (SELECT count(*) FROM outbox WHERE sent_at IS NULL) + (SELECT count(*) FROM queued_events)";
+    eventually(async || number(&database, waiting).await == 0).await;
+    assert!(server.counted("tombola_events_applied_total").await > 0, "nothing was consumed");
+    database.close().await.unwrap();
     rig.judge(&sale, &ledger).await.stands().without_errors();
 }
 

@@ -27,6 +27,7 @@ mod m20261121_000016_points_and_stores;
 mod m20261121_000017_recheck_and_trimming;
 mod m20261121_000018_shop;
 mod m20261121_000019_payment_contradictions;
+mod m20261121_000020_dead_letters_settled;
 mod steps;
 
 #[cfg(feature = "faults")]
@@ -59,6 +60,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000017_recheck_and_trimming::Migration),
             Box::new(m20261121_000018_shop::Migration),
             Box::new(m20261121_000019_payment_contradictions::Migration),
+            Box::new(m20261121_000020_dead_letters_settled::Migration),
         ]
     }
 }

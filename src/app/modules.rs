@@ -20,7 +20,7 @@ use crate::coupon::reconcile_orders::CouponsAgainstOrders;
 use crate::coupon::{self, CouponService};
 use crate::idempotency;
 use crate::ids::ActivityId;
-use crate::jobs::{self, Host, Job, JobService};
+use crate::jobs::{self, Host, Job, JobService, Log};
 use crate::messaging::dead_letter::DeadLetters;
 use crate::messaging::groups::Groups;
 use crate::messaging::jobs::{dead_letter_replay, outbox_sweep};
@@ -138,8 +138,6 @@ impl Modules {
     pub fn jobs(&self, ground: &Ground) -> JobService {
         let (db, ids, clock) = (ground.db.clone(), ground.cluster.ids().clone(), self.clock.clone());
         let schedules = self.config.jobs.schedules.clone();
-        let keep = self.config.messaging.keep;
-        let keep_runs = self.config.jobs.keep_runs;
         let mut all = vec![
             activity_states(self.activities.clone(), schedules.activity_states),
             coupon_expiry(self.coupons.clone(), schedules.coupon_expiry),
@@ -151,6 +149,15 @@ impl Modules {
             payment_queries(self.payments.clone(), schedules.payment_queries),
         ];
         let names = all.iter().map(Job::name).chain([jobs::LOG_TRIMMING]);
+        let logs = self.logs(ground, names);
+        all.push(jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs));
+        JobService::new(Host { db, clock, ids, holder: ground.cluster.incarnation() }, all)
+    }
+
+    /// What is of use only for a time; `names` are those of all jobs.
+    pub(super) fn logs(&self, ground: &Ground, names: impl IntoIterator<Item = &'static str>) -> Vec<Log> {
+        let keep = self.config.messaging.keep;
+        let keep_runs = self.config.jobs.keep_runs;
         let mut logs = vec![
             idempotency::LOG,
             REQUESTS,
@@ -162,8 +169,7 @@ impl Modules {
             dead_letter::log(keep),
         ];
         logs.extend(reconciliation::logs(keep_runs));
-        all.push(jobs::log_trimming(db.clone(), clock.clone(), schedules.log_trimming, logs));
-        JobService::new(Host { db, clock, ids, holder: ground.cluster.incarnation() }, all)
+        logs
     }
 
     /// Every consumer group there is.

@@ -1,10 +1,13 @@
 use std::path::Path;
 
-use sea_orm::{EntityTrait, PaginatorTrait};
+use rstest::rstest;
+use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, PaginatorTrait, Statement};
 
 use super::*;
 use crate::config::Sources;
+use crate::db::testing::{Engine, TestDatabase};
 use crate::demo::{self, Pace};
+use crate::jobs;
 
 fn config(directory: &Path) -> Config {
     let url = format!("sqlite://{}", directory.join("data/shop.db").display());
@@ -85,4 +88,51 @@ async fn the_demo_sells_out_and_starts_again() {
     .unwrap();
     shoppers.abort();
     running.stop().await;
+}
+
+/// It runs every ten minutes, however much is kept.
+#[rstest]
+#[actix_web::test]
+async fn what_is_trimmed_is_found_by_an_index(
+    #[values(Engine::Sqlite, Engine::Postgres, Engine::MariaDb)] engine: Engine,
+) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let place = TestDatabase::create(engine).await;
+    let flags = vec![("database.url", "test", place.url.clone())];
+    let config = Sources { flags, ..Sources::default() }.load().unwrap().config;
+    let ground = Ground::for_command(&config).await.unwrap();
+    let modules = modules_for_command(&ground, &config).await.unwrap();
+    let logs = modules.logs(&ground, ["coupon_expiry", "order_deadlines", "reconciliation"]);
+    let explaining = ground.db.transaction(move |tx| {
+        let logs = logs.clone();
+        async move {
+            let backend = tx.get_database_backend();
+            if backend == DbBackend::Postgres {
+                // A table that is empty is read whole otherwise.
+                tx.execute_unprepared("SET LOCAL enable_seqscan = off").await?;
+            }
+            for log in logs {
+                let explain = if backend == DbBackend::Sqlite { "EXPLAIN QUERY PLAN" } else { "EXPLAIN" };
+                let delete = jobs::delete(backend, &log);
+                let sql = format!("{explain} {delete}");
+                let sql = Statement::from_sql_and_values(backend, &sql, [0_i64.into(), 1_i64.into()]);
+                let rows = tx.query_all_raw(sql).await?;
+                let read_whole = rows.iter().any(|row| {
+                    let text =
+                        |column| row.try_get::<Option<String>>("", column).unwrap().unwrap_or_default();
+                    match backend {
+                        DbBackend::Sqlite => text("detail").starts_with(&format!("SCAN {}", log.table)),
+                        DbBackend::Postgres => {
+                            text("QUERY PLAN").contains(&format!("Seq Scan on {}", log.table))
+                        }
+                        _ => text("table") == log.table && text("possible_keys").is_empty(),
+                    }
+                });
+                assert!(!read_whole, "{delete}: {rows:?}");
+            }
+            Ok::<_, DbFault>(())
+        }
+    });
+    explaining.await.unwrap();
+    ground.close().await;
 }

@@ -29,6 +29,8 @@ mod store;
 mod tests;
 
 pub use job::{Job, JobError, RunContext, Summary, Trigger};
+#[cfg(test)]
+pub(crate) use log_trimming::delete;
 pub use log_trimming::{LOG_TRIMMING, Log, Stamp, history, history_of_others, log_trimming, none_of};
 pub use model::{JobView, JobsError, LastRun, Request, Run, RunState};
 pub use params::{InvalidParams, NoParams, Params, Partitions};

@@ -54,13 +54,7 @@ words! {
 
 /// Settled dead letters, each kept for so long after that.
 pub fn log(kept_for: TimeDelta) -> Log {
-    Log {
-        table: "dead_letter",
-        aged_by: "settled_at",
-        stamped_by: Stamp::Database,
-        kept_for,
-        only_if: Some("state IN ('applied', 'discarded')".into()),
-    }
+    Log { table: "dead_letter", aged_by: "settled_at", stamped_by: Stamp::Database, kept_for, only_if: None }
 }
 
 /// Settles the letters of `events`, which a replay has applied.

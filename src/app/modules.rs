@@ -204,7 +204,7 @@ impl Modules {
             Box::new(ProjectionAgainstBlocks(db.clone())),
             Box::new(CommittedAgainstSent(db.clone())),
             Box::new(SentAgainstApplied::new(db.clone(), ids.clone(), &self.groups(ground), embedded)),
-            Box::new(GoodsAgainstLedger(db.clone())),
+            Box::new(GoodsAgainstLedger { db: db.clone(), clock: self.clock.clone() }),
             Box::new(AccountsAgainstEntries(db.clone())),
             Box::new(GoodsAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),
             Box::new(TakesAgainstOrders { db: db.clone(), ids: ids.clone(), clock: self.clock.clone() }),

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use entities::{goods_ledger, orders};
+use entities::{goods, goods_ledger, orders};
 use futures_util::future::{join, join_all};
 use rstest::rstest;
 use sea_orm::sea_query::Expr;
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder};
 use tokio::runtime::Handle;
 
 use super::model::{Adjustment, CatalogError, Description, Edit, Name, NewGoods, Price, State, Stock};
@@ -15,13 +15,14 @@ use super::reconcile::GoodsAgainstLedger;
 use super::returns::{give_back, group};
 use super::{CatalogService, ReserveError, store};
 use crate::actors::batching::{AdmissionLimits, BatchSettings};
+use crate::db::bulk::{Column, Rows};
 use crate::db::testing::{Engine, TestDatabase, fresh_on};
 use crate::db::{Database, DbFault};
 use crate::idempotency::Answered;
-use crate::ids::{GoodsId, Ids, OrderId, UserId};
+use crate::ids::{GoodsId, Ids, LedgerEntryId, OrderId, UserId};
 use crate::messaging::consumer::Effect;
 use crate::messaging::envelope::Envelope;
-use crate::ports::clock::{Clock, ManualClock, Timestamp};
+use crate::ports::clock::{Clock, ManualClock, Timestamp, to_micros};
 use crate::reconciliation::Comparison;
 use Engine::{MariaDb, Postgres, Sqlite};
 
@@ -52,6 +53,10 @@ impl Story {
             Answered::Fresh(goods) => goods.id,
             Answered::Replayed(_) => unreachable!("it has no key"),
         }
+    }
+
+    fn against_ledger(&self) -> GoodsAgainstLedger {
+        GoodsAgainstLedger { db: self.db.clone(), clock: self.clock.clone() }
     }
 
     async fn order(&self) -> OrderId {
@@ -114,7 +119,7 @@ impl Story {
     }
 
     async fn ends(self) {
-        let differences = GoodsAgainstLedger(self.db.clone()).compare().await.unwrap();
+        let differences = self.against_ledger().compare().await.unwrap();
         assert_eq!(differences, []);
         self.catalog.stop().await;
         self.db.close().await;
@@ -216,6 +221,63 @@ async fn only_drafts_get_units(#[values(Sqlite, Postgres, MariaDb)] engine: Engi
     story.catalog.edit(goods, hidden).await.unwrap();
     assert_eq!(story.catalog.reserve(order, goods, 1).await, Err(ReserveError::NotFound));
     assert_eq!(story.stock(goods).await, Stock { total: 3, available: 3 });
+    story.ends().await;
+}
+
+/// A ledger of several pages, of which the end is not settled, while the goods are sold.
+#[rstest]
+#[actix_web::test]
+async fn a_long_ledger_is_added_up_while_it_grows(#[values(Sqlite, Postgres, MariaDb)] engine: Engine) {
+    let story = Story::begin(engine).await;
+    let goods = story.goods(30_000).await;
+    let (ids, at) = (story.ids.clone(), to_micros(story.clock.now()));
+    let filling = story.db.transaction::<_, DbFault, _, _>(move |tx| {
+        let ids = ids.clone();
+        async move {
+            for _ in 0..12 {
+                let entries: Vec<i64> =
+                    (0..1000).map(|_| Ok(ids.next::<LedgerEntryId>()?.0)).collect::<Result<_, DbFault>>()?;
+                let rows = Rows::new().column("id", Column::Big(entries));
+                let sell = "INSERT INTO goods_ledger (id, goods_id, reference_id, kind, quantity, created_at) \
+                    SELECT r.id, ?, r.id, 'sale', -1, ? FROM {rows}";
+                let values = [goods.0.into(), at.into()];
+                tx.execute_raw(rows.statement(tx.get_database_backend(), sell, values)).await?;
+            }
+            let sold = goods::Entity::update_many().col_expr(goods::Column::Available, Expr::value(18_000));
+            sold.filter(goods::Column::Id.eq(goods.0)).exec(&tx).await?;
+            Ok(())
+        }
+    });
+    filling.await.unwrap();
+    let against = story.against_ledger();
+    assert_eq!(against.compare().await.unwrap(), [], "nothing is settled");
+    story.clock.advance(chrono::TimeDelta::minutes(2));
+    let orders = story.orders(40).await;
+    let selling = async {
+        for order in orders {
+            assert_eq!(story.catalog.reserve(order, goods, 1).await, Ok(()));
+        }
+    };
+    let comparing = async {
+        for _ in 0..5 {
+            assert_eq!(against.compare().await.unwrap(), [], "while they are sold");
+        }
+    };
+    join(selling, comparing).await;
+
+    let losing = story.db.transaction::<_, DbFault, _, _>(move |tx| async move {
+        let change = goods::Entity::update_many().col_expr(goods::Column::Available, Expr::value(17_959));
+        change.filter(goods::Column::Id.eq(goods.0)).exec(&tx).await?;
+        Ok(())
+    });
+    losing.await.unwrap();
+    let found = against.compare().await.unwrap();
+    let subjects: Vec<_> =
+        found.iter().map(|found| (found.expected.as_str(), found.found.as_str())).collect();
+    assert_eq!(subjects, [("30000 units, 17960 free", "30000 units, 17959 free")]);
+    assert!(against.apply(&found[0].subject).await.unwrap().is_some());
+    assert_eq!(against.compare().await.unwrap(), []);
+    assert_eq!(story.stock(goods).await, Stock { total: 30_000, available: 17_960 });
     story.ends().await;
 }
 
@@ -406,7 +468,7 @@ async fn a_difference_from_the_ledger_is_found_and_mended(
         Ok(())
     });
     breaking.await.unwrap();
-    let comparison = GoodsAgainstLedger(story.db.clone());
+    let comparison = story.against_ledger();
     let found = comparison.compare().await.unwrap();
     let [difference] = &found[..] else { panic!("{found:?}") };
     assert_eq!(

@@ -448,7 +448,7 @@ impl StockEngine {
             };
             let token =
                 self.store.ids().next::<TakeId>().ok().and_then(|id| Some((id, self.window.reserve()?)));
-            let Some((id, reserved)) = token else {
+            let Some((id, token)) = token else {
                 self.takers.put_back(ask.request.user, take_no);
                 rest.push(ask);
                 continue;
@@ -460,7 +460,7 @@ impl StockEngine {
                 id,
                 activity_id: self.activity,
                 user_id: ask.request.user,
-                token_no: i32::try_from(reserved.token).unwrap_or(i32::MAX),
+                token_no: i32::try_from(token).unwrap_or(i32::MAX),
                 take_no: i32::try_from(take_no).unwrap_or(i32::MAX),
                 state: TakeState::Unused,
                 taken_at: now,

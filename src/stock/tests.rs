@@ -129,7 +129,7 @@ impl Drum {
         let now = SystemClock.now();
         let mut takes = Vec::new();
         for _ in 0..wanted.min(self.windows[node].available_in_front() as usize) {
-            let token = self.windows[node].reserve().unwrap().token;
+            let token = self.windows[node].reserve().unwrap();
             self.users += 1;
             takes.push(Take {
                 id: self.ids.next().unwrap(),

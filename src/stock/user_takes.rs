@@ -75,7 +75,7 @@ impl UserTakes {
     }
 
     /// Whether the user holds a take or had one released.
-    pub fn has_ever_taken(&self) -> bool {
+    fn has_ever_taken(&self) -> bool {
         self.low != 0 || !self.high.is_empty()
     }
 
@@ -126,20 +126,9 @@ pub struct Takers {
 }
 
 impl Takers {
-    /// Adds one take: its number if it is live, `None` if it was released. Nothing is decided before all are
-    /// [`loaded`](Self::loaded).
-    pub fn load(&mut self, user: UserId, live_take_no: Option<u32>) {
-        self.change(user, |takes| takes.record(live_take_no));
-    }
-
-    /// Every take there is has been loaded: a user not in memory never took.
+    /// Every user who ever took is in memory: one who is not never did.
     pub fn loaded(&mut self) {
         self.complete = true;
-    }
-
-    /// Whether memory holds every user who ever took.
-    pub fn is_complete(&self) -> bool {
-        self.complete
     }
 
     /// Whether memory can answer for this user.
@@ -170,12 +159,6 @@ impl Takers {
             low: self.low.get(&user).copied().unwrap_or_default(),
             high: self.high.get(&user).cloned().unwrap_or_default(),
         })
-    }
-
-    /// Whether the user holds a take or had one released; `None` if memory cannot answer.
-    pub fn has_ever_taken(&self, user: UserId) -> Option<bool> {
-        let taken = self.low.get(&user).is_some_and(|low| *low != 0) || self.high.contains_key(&user);
-        self.knows(user).then_some(taken)
     }
 
     /// Gives the user the next take number, which counts as held from now on.
@@ -222,6 +205,10 @@ mod tests {
 
     fn takes(live: impl IntoIterator<Item = u32>) -> UserTakes {
         live.into_iter().map(Some).collect()
+    }
+
+    fn has_ever_taken(takers: &Takers, user: UserId) -> Option<bool> {
+        takers.get(user).map(|takes| takes.has_ever_taken())
     }
 
     #[test]
@@ -282,44 +269,36 @@ mod tests {
     #[test]
     fn an_unknown_user_is_looked_up_unless_memory_is_complete() {
         let mut takers = Takers::default();
-        takers.load(UserId(7), Some(1));
+        takers.insert(UserId(7), takes([1]));
         assert_eq!(takers.reserve(UserId(8), None), Err(ReserveError::UserUnknown));
-        assert_eq!(
-            (takers.knows(UserId(8)), takers.get(UserId(8)), takers.has_ever_taken(UserId(8))),
-            (false, None, None)
-        );
+        assert_eq!((takers.knows(UserId(8)), takers.get(UserId(8))), (false, None));
         takers.insert(UserId(8), takes([1, 2]));
         assert_eq!(takers.reserve(UserId(8), None), Ok(3));
 
         takers.loaded();
-        assert_eq!((takers.knows(UserId(9)), takers.has_ever_taken(UserId(9))), (true, Some(false)));
+        assert_eq!((takers.knows(UserId(9)), has_ever_taken(&takers, UserId(9))), (true, Some(false)));
         assert_eq!(takers.reserve(UserId(9), None), Ok(1));
 
         takers.forget(UserId(7));
-        assert_eq!(
-            (takers.is_complete(), takers.knows(UserId(7)), takers.knows(UserId(8))),
-            (false, false, true)
-        );
+        assert_eq!((takers.knows(UserId(7)), takers.knows(UserId(8))), (false, true));
     }
 
     #[test]
     fn what_the_database_says_replaces_what_was_known() {
         let mut takers = Takers::default();
         takers.insert(UserId(7), takes([64]));
-        assert_eq!(takers.has_ever_taken(UserId(7)), Some(true));
+        assert_eq!(has_ever_taken(&takers, UserId(7)), Some(true));
         takers.insert(UserId(7), takes([1]));
         assert_eq!(takers.get(UserId(7)), Some(takes([1])));
         takers.insert(UserId(7), takes([]));
-        assert_eq!((takers.knows(UserId(7)), takers.has_ever_taken(UserId(7))), (true, Some(false)));
+        assert_eq!((takers.knows(UserId(7)), has_ever_taken(&takers, UserId(7))), (true, Some(false)));
     }
 
     #[test]
     fn a_million_users_fit_in_40_megabytes() {
         let mut takers = Takers::default();
         for user in 0..1_000_000_i64 {
-            for no in 1..=5 {
-                takers.load(UserId(user << 22), Some(no));
-            }
+            takers.insert(UserId(user << 22), takes(1..=5));
         }
         let buckets = takers.low.capacity() / 7 * 8; // the map is at most 7/8 full
         let bytes = buckets * (size_of::<(UserId, u64)>() + 1); // and keeps one byte of hash a bucket
@@ -373,7 +352,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Reserve(user, limit) => {
-                        let expected = if takers.is_complete() || known.contains(&user) {
+                        let expected = if takers.complete || known.contains(&user) {
                             let (live, _) = truth.entry(user).or_default();
                             let no = (1..).find(|no| !live.contains(no)).unwrap();
                             if limit.is_some_and(|limit| live.len() >= limit as usize) {
@@ -409,13 +388,14 @@ mod tests {
                     Step::Forget(user) => {
                         takers.forget(user);
                         known.remove(&user);
-                        prop_assert!(!takers.is_complete());
+                        prop_assert!(!takers.complete);
                     }
                     Step::Reload => {
                         takers = Takers::default();
                         for &user in truth.keys() {
-                            for live_take_no in rows(&truth, user) {
-                                takers.load(user, live_take_no);
+                            let rows = rows(&truth, user);
+                            if !rows.is_empty() {
+                                takers.insert(user, rows.into_iter().collect());
                             }
                         }
                         takers.loaded();
@@ -423,10 +403,10 @@ mod tests {
                     }
                 }
                 for user in (1..=3).map(UserId) {
-                    let knows = takers.is_complete() || known.contains(&user);
+                    let knows = takers.complete || known.contains(&user);
                     prop_assert_eq!(takers.knows(user), knows);
                     let (live, released) = truth.get(&user).cloned().unwrap_or_default();
-                    prop_assert_eq!(takers.has_ever_taken(user), knows.then_some(released || !live.is_empty()));
+                    prop_assert_eq!(has_ever_taken(&takers, user), knows.then_some(released || !live.is_empty()));
                     prop_assert_eq!(takers.get(user).map(|takes| takes.live() as usize), knows.then_some(live.len()));
                     let expected: UserTakes = rows(&truth, user).into_iter().collect();
                     prop_assert_eq!(takers.get(user), knows.then_some(expected));

@@ -267,10 +267,6 @@ impl EventBus for EmbeddedBus {
         }
     }
 
-    async fn check(&self) -> Result<(), String> {
-        Ok(())
-    }
-
     async fn close(&self) {}
 }
 

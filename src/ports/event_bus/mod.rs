@@ -184,9 +184,6 @@ pub trait EventBus: Send + Sync + fmt::Debug {
     /// Wakes `wake` for each reminder until `stop`.
     async fn reminded(&self, wake: &Notify, stop: CancellationToken);
 
-    /// Whether the bus can be used now, and if not why not.
-    async fn check(&self) -> Result<(), String>;
-
     /// Ends the connections.
     async fn close(&self);
 }

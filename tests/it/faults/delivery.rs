@@ -284,10 +284,6 @@ impl EventBus for Dying {
         self.bus.reminded(wake, stop).await;
     }
 
-    async fn check(&self) -> Result<(), String> {
-        self.bus.check().await
-    }
-
     async fn close(&self) {
         self.bus.close().await;
     }

@@ -227,10 +227,6 @@ impl EventBus for RabbitMq {
         self.keep_consuming(Task::Reminders(wake), &stop).await;
     }
 
-    async fn check(&self) -> Result<(), String> {
-        self.0.consuming.get().await.map(drop).map_err(|error| error.to_string())
-    }
-
     async fn close(&self) {
         if let Some(publisher) = self.0.publisher.lock().await.take() {
             publisher.close().await;

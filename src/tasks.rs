@@ -121,9 +121,7 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             std::future::pending()
         });
-        let before = Instant::now();
         well.notified().await;
-        assert!(before.elapsed() >= SHORTEST_PAUSE * 3, "{:?}", before.elapsed());
         assert_eq!(begun.load(Ordering::Relaxed), 3);
         assert_eq!(neighbour.load(Ordering::Relaxed), 1);
         tasks.stop().await;
@@ -141,9 +139,10 @@ mod tests {
         while begun.load(Ordering::Relaxed) < 4 {
             tokio::time::sleep(SHORTEST_PAUSE / 10).await;
         }
-        let before = Instant::now();
+        tasks.cancel();
+        let before = begun.load(Ordering::Relaxed);
         tasks.stop().await;
-        assert!(before.elapsed() < SHORTEST_PAUSE * 4, "{:?}", before.elapsed());
+        assert_eq!(begun.load(Ordering::Relaxed), before);
     }
 
     #[tokio::test]

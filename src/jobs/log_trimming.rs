@@ -49,15 +49,20 @@ pub fn history_of_others(kept_for: TimeDelta, jobs: impl IntoIterator<Item = &'s
     Log { aged_by: "created_at", only_if: Some(none_of("job", jobs)), ..history(kept_for) }
 }
 
-/// The condition that the word in `column` is none of `words`, which need no quoting: it lies between them. Of `NOT IN` a
-/// database looks at every row; a range that has both its ends it finds in an index that begins with `column`.
+/// The condition that `column` is none of `words`, which are lower-case and need no quoting.
+///
+/// Of `NOT IN` alone a database looks at every row; what lies between two words it finds in an index that begins with
+/// `column`. A collation may order them differently: then a row stays, and none goes too much.
 pub fn none_of(column: &str, words: impl IntoIterator<Item = &'static str>) -> Cow<'static, str> {
-    // Before and behind every word.
-    let ends: BTreeSet<&str> = words.into_iter().chain(["", "~"]).collect();
-    let ranges = ends.iter().zip(ends.iter().skip(1));
-    let ranges: Vec<String> =
-        ranges.map(|(after, before)| format!("({column} > '{after}' AND {column} < '{before}')")).collect();
-    Cow::Owned(format!("({})", ranges.join(" OR ")))
+    const BEFORE_EVERY_WORD: &str = "";
+    const BEHIND_EVERY_WORD: &str = "zzzzzzzz";
+    let words: BTreeSet<&str> = words.into_iter().collect();
+    let known: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+    let after = std::iter::once(BEFORE_EVERY_WORD).chain(words.iter().copied());
+    let before = words.iter().copied().chain([BEHIND_EVERY_WORD]);
+    let gaps = after.zip(before).map(|(a, b)| format!("({column} > '{a}' AND {column} < '{b}')"));
+    let gaps = gaps.collect::<Vec<_>>().join(" OR ");
+    Cow::Owned(format!("({gaps}) AND {column} NOT IN ({})", known.join(", ")))
 }
 
 /// The job that removes the old rows of `logs`.

@@ -121,6 +121,14 @@ impl DbFault {
         }
     }
 
+    /// A statement waited in vain for what another transaction holds; SQLite has no such locks.
+    pub fn is_lock_timeout(&self) -> bool {
+        let Self::Statement(error) = self else { return false };
+        let Some(sqlx::Error::Database(error)) = runtime_error(error) else { return false };
+        error.code().is_some_and(|code| code == "55P03")
+            || mysql_number(error.as_ref()).is_some_and(|number| number == 1205)
+    }
+
     /// The database cannot be reached or used now, whatever it was asked.
     pub fn is_outage(&self) -> bool {
         match self {

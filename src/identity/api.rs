@@ -1,17 +1,19 @@
 //! Sessions over HTTP.
 
+use std::fmt;
+
 use actix_web::web::Data;
 use actix_web::{HttpResponse, delete, get, post};
 use secrecy::SecretString;
-use serde::de::{Error as _, value};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor, value};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::{
     Caller, IdentityError, IdentityService, IssueError, Role, Roles, Session, TokenRefusal, User, UserName,
 };
 use crate::error::{ApiError, Code, FieldError};
-use crate::http::{ApiResult, JsonBody, SignIn, Validate, present};
+use crate::http::{ApiResult, JsonBody, SignIn, Validate};
 use crate::money::Currency;
 use crate::ports::clock::Timestamp;
 use crate::refusals;
@@ -43,16 +45,58 @@ fn customer() -> Roles {
 }
 
 /// What a [`SignInBody`] is read from: serde buffers a tagged enum, and then no longer knows where a member stood.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default)]
 struct Members {
-    provider: Provider,
-    #[serde(default, deserialize_with = "present")]
+    provider: Option<Provider>,
     name: Option<String>,
-    #[serde(default, deserialize_with = "present")]
     roles: Option<Roles>,
-    #[serde(default, deserialize_with = "present")]
     password: Option<SecretString>,
+    /// The first that is none of these. It may be one of a provider that is not known here, and that is to be told first.
+    unknown: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        let mut members = Members::default();
+        while let Some(name) = map.next_key::<String>()? {
+            match name.as_str() {
+                "provider" => once(&mut map, "provider", &mut members.provider)?,
+                "name" => once(&mut map, "name", &mut members.name)?,
+                "roles" => once(&mut map, "roles", &mut members.roles)?,
+                "password" => once(&mut map, "password", &mut members.password)?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    members.unknown.get_or_insert(name);
+                }
+            }
+        }
+        Ok(members)
+    }
+}
+
+fn once<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
+    map: &mut A,
+    name: &'static str,
+    member: &mut Option<T>,
+) -> Result<(), A::Error> {
+    match member.replace(map.next_value()?) {
+        None => Ok(()),
+        Some(_) => Err(A::Error::duplicate_field(name)),
+    }
 }
 
 #[derive(Deserialize)]
@@ -66,19 +110,23 @@ impl TryFrom<Members> for SignInBody {
     type Error = value::Error;
 
     fn try_from(members: Members) -> Result<Self, value::Error> {
-        let Members { provider, name, roles, password } = members;
-        let name = || name.ok_or_else(|| value::Error::missing_field("name"));
+        const OF_DEV: &[&str] = &["provider", "name", "roles"];
+        const OF_PASSWORD: &[&str] = &["provider", "name", "password"];
+        let Members { provider, name, roles, password, unknown } = members;
+        let provider = provider.ok_or_else(|| value::Error::missing_field("provider"))?;
+        let (others, expected) = match provider {
+            Provider::Dev => (password.as_ref().map(|_| "password"), OF_DEV),
+            Provider::Password => (roles.as_ref().map(|_| "roles"), OF_PASSWORD),
+        };
+        if let Some(unknown) = unknown.as_deref().or(others) {
+            return Err(value::Error::unknown_field(unknown, expected));
+        }
+        let name = name.ok_or_else(|| value::Error::missing_field("name"))?;
         match provider {
-            Provider::Dev if password.is_some() => {
-                Err(value::Error::unknown_field("password", &["name", "roles"]))
-            }
-            Provider::Dev => Ok(Self::Dev { name: name()?, roles: roles.unwrap_or_else(customer) }),
-            Provider::Password if roles.is_some() => {
-                Err(value::Error::unknown_field("roles", &["name", "password"]))
-            }
+            Provider::Dev => Ok(Self::Dev { name, roles: roles.unwrap_or_else(customer) }),
             Provider::Password => {
-                let password = password.ok_or_else(|| value::Error::missing_field("password"));
-                Ok(Self::Password { name: name()?, password: password? })
+                let password = password.ok_or_else(|| value::Error::missing_field("password"))?;
+                Ok(Self::Password { name, password })
             }
         }
     }
@@ -309,7 +357,11 @@ mod tests {
             (json!({"provider": "dev", "name": ""}), Code::ValidationFailed, Some("/name")),
             (json!({"provider": "dev", "name": "a\u{7}"}), Code::ValidationFailed, Some("/name")),
             (json!({"provider": "dev", "name": "a", "roles": []}), Code::ValidationFailed, Some("/roles")),
-            (json!({"provider": "dev", "name": "a", "roles": ["root"]}), Code::ValidationFailed, Some("")),
+            (
+                json!({"provider": "dev", "name": "a", "roles": ["root"]}),
+                Code::ValidationFailed,
+                Some("/roles/0"),
+            ),
             (
                 json!({"provider": "dev", "name": "a", "role": "viewer"}),
                 Code::ValidationFailed,

@@ -475,13 +475,18 @@ fn json(text: &str) -> Result<serde_json::Value, String> {
 }
 
 fn letter_state(text: &str) -> Result<LetterState, String> {
-    let known = || LetterState::ALL.iter().map(|state| state.word()).collect::<Vec<_>>().join(", ");
-    text.parse().map_err(|_| format!("the states are {}", known()))
+    one_of(text, "states", LetterState::ALL, LetterState::word)
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    let known = || Role::ALL.iter().map(|role| role.word()).collect::<Vec<_>>().join(", ");
-    text.parse().map_err(|_| format!("the roles are {}", known()))
+    one_of(text, "roles", Role::ALL, Role::word)
+}
+
+/// The one of `all` that `text` is the word of.
+fn one_of<T: Copy>(text: &str, what: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, String> {
+    let known = || all.iter().copied().map(word).collect::<Vec<_>>().join(", ");
+    let found = all.iter().copied().find(|one| word(*one) == text);
+    found.ok_or_else(|| format!("the {what} are {}", known()))
 }
 
 #[cfg(test)]

@@ -103,13 +103,7 @@ impl DbFault {
             return true;
         }
         let Self::Statement(error) = self else { return false };
-        match runtime_error(error) {
-            Some(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| CODES.contains(&code.as_ref()))
-                    || mysql_number(error.as_ref()).is_some_and(|number| matches!(number, 1205 | 1213))
-            }
-            _ => false,
-        }
+        answered_with(error, CODES, &[1205, 1213])
     }
 
     /// Others stood in the way for too long, or time ran out: it may be the work's own fault, or not.
@@ -123,10 +117,7 @@ impl DbFault {
 
     /// A statement waited in vain for what another transaction holds; SQLite has no such locks.
     pub fn is_lock_timeout(&self) -> bool {
-        let Self::Statement(error) = self else { return false };
-        let Some(sqlx::Error::Database(error)) = runtime_error(error) else { return false };
-        error.code().is_some_and(|code| code == "55P03")
-            || mysql_number(error.as_ref()).is_some_and(|number| number == 1205)
+        matches!(self, Self::Statement(error) if answered_with(error, &["55P03"], &[1205]))
     }
 
     /// The database cannot be reached or used now, whatever it was asked.
@@ -186,9 +177,14 @@ pub(super) fn is_division_by_zero(error: &DbErr) -> bool {
 
 /// The server ended a statement that took longer than we allow: PostgreSQL, MariaDB, MySQL.
 fn is_timeout(error: &DbErr) -> bool {
+    answered_with(error, &["57014"], &[1969, 3024])
+}
+
+/// Whether the database answered with one of `codes`, or as MySQL or MariaDB with one of `numbers`.
+fn answered_with(error: &DbErr, codes: &[&str], numbers: &[u16]) -> bool {
     let Some(sqlx::Error::Database(error)) = runtime_error(error) else { return false };
-    error.code().is_some_and(|code| code == "57014")
-        || mysql_number(error.as_ref()).is_some_and(|number| matches!(number, 1969 | 3024))
+    error.code().is_some_and(|code| codes.contains(&code.as_ref()))
+        || mysql_number(error.as_ref()).is_some_and(|number| numbers.contains(&number))
 }
 
 fn mysql_number(error: &dyn sqlx::error::DatabaseError) -> Option<u16> {

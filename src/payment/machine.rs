@@ -43,6 +43,20 @@ pub enum Said {
     Untrue(Contradiction),
 }
 
+impl Said {
+    /// The capture, if that is what is said.
+    pub fn capture(&self) -> Option<&Capture> {
+        match self {
+            Self::Captured(capture) => Some(capture),
+            Self::Failed { .. }
+            | Self::Closed
+            | Self::Unknown { .. }
+            | Self::GivenUp { .. }
+            | Self::Untrue(_) => None,
+        }
+    }
+}
+
 /// What a gateway says of one payment, and how we learned it.
 #[derive(Debug, Clone)]
 pub struct Report {
@@ -83,11 +97,10 @@ pub fn check(payment: &Payment, report: &Report, owner: Option<PaymentId>) -> Re
     if payment.channel != report.channel {
         return Err(Contradiction::Channel);
     }
-    let capture = match &report.said {
-        Said::Captured(capture) => capture,
-        Said::Untrue(contradiction) => return Err(contradiction.clone()),
-        Said::Failed { .. } | Said::Closed | Said::Unknown { .. } | Said::GivenUp { .. } => return Ok(()),
-    };
+    if let Said::Untrue(contradiction) = &report.said {
+        return Err(contradiction.clone());
+    }
+    let Some(capture) = report.said.capture() else { return Ok(()) };
     if (capture.amount_minor, capture.currency) != (payment.amount_minor, payment.currency) {
         return Err(Contradiction::Amount {
             paid: capture.currency.amount(capture.amount_minor),

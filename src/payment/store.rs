@@ -39,14 +39,8 @@ pub async fn settle(
             answers.push(Err(Contradiction::Unknown));
             continue;
         };
-        let owner = match &report.said {
-            Said::Captured(capture) => taken.get(&transaction(report.channel, capture)),
-            Said::Failed { .. }
-            | Said::Closed
-            | Said::Unknown { .. }
-            | Said::GivenUp { .. }
-            | Said::Untrue(_) => None,
-        };
+        let capture = report.said.capture();
+        let owner = capture.and_then(|capture| taken.get(&transaction(report.channel, capture)));
         if let Err(contradiction) = check(payment, report, owner.copied()) {
             let record = record(ids.next()?, payment, report, Some(&contradiction), now);
             let mut news = !records.iter().any(|known| says_the_same(known, &record));
@@ -140,20 +134,13 @@ fn record(
     contradiction: Option<&Contradiction>,
     now: Timestamp,
 ) -> payment_record::Model {
-    let transaction_id = match &report.said {
-        Said::Captured(capture) => Some(fit(&capture.transaction_id, 64)),
-        Said::Failed { .. }
-        | Said::Closed
-        | Said::Unknown { .. }
-        | Said::GivenUp { .. }
-        | Said::Untrue(_) => payment.transaction_id.clone(),
-    };
+    let captured = report.said.capture().map(|capture| fit(&capture.transaction_id, 64));
     payment_record::Model {
         id: id.0,
         payment_id: payment.id.0,
         channel: report.channel.word().to_owned(),
         kind: report.source.word().to_owned(),
-        transaction_id,
+        transaction_id: captured.or_else(|| payment.transaction_id.clone()),
         outcome: payment.state.word().to_owned(),
         body: report.body.clone(),
         headers: report.headers.clone(),
@@ -173,11 +160,8 @@ async fn is_recorded(tx: &Tx, record: &payment_record::Model) -> Result<bool, Db
 }
 
 fn says_the_same(one: &payment_record::Model, other: &payment_record::Model) -> bool {
-    let said = |record: &payment_record::Model| {
-        let payment_record::Model { payment_id, kind, transaction_id, contradiction, .. } = record.clone();
-        (payment_id, kind, transaction_id, contradiction)
-    };
-    said(one) == said(other)
+    (one.payment_id, &one.kind, &one.transaction_id, &one.contradiction)
+        == (other.payment_id, &other.kind, &other.transaction_id, &other.contradiction)
 }
 
 async fn lock(tx: &Tx, ids: BTreeSet<PaymentId>) -> Result<HashMap<PaymentId, Payment>, DbFault> {
@@ -201,14 +185,8 @@ fn transaction(channel: Channel, capture: &Capture) -> (String, String) {
 
 /// The payments that the captures among `reports` belong to already.
 async fn transactions(tx: &Tx, reports: &[Report]) -> Result<HashMap<(String, String), PaymentId>, DbFault> {
-    let captured = reports.iter().filter_map(|report| match &report.said {
-        Said::Captured(capture) => Some(transaction(report.channel, capture)),
-        Said::Failed { .. }
-        | Said::Closed
-        | Said::Unknown { .. }
-        | Said::GivenUp { .. }
-        | Said::Untrue(_) => None,
-    });
+    let captured =
+        reports.iter().filter_map(|report| Some(transaction(report.channel, report.said.capture()?)));
     let (channels, transactions): (Vec<String>, Vec<String>) = captured.unzip();
     if channels.is_empty() {
         return Ok(HashMap::new());

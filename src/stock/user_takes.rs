@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(takers.reserve(UserId(9), None), Ok(1));
 
         takers.forget(UserId(7));
-        assert_eq!((takers.knows(UserId(7)), takers.knows(UserId(8))), (false, true));
+        assert_eq!((takers.complete, takers.knows(UserId(7)), takers.knows(UserId(8))), (false, false, true));
     }
 
     #[test]

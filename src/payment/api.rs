@@ -275,7 +275,10 @@ pub(crate) async fn refuse(
     Ok(answered(StatusCode::OK, refused))
 }
 
-/// Says that the money of a refund that failed at the gateway went back another way; the order is refunded.
+/// Says that the money of a refund went back another way; the order is refunded.
+///
+/// For a refund that failed at its gateway, or is approved and its gateway is not set up here any more. Whoever says so has
+/// made sure that the gateway did not give the money back as well.
 #[utoipa::path(tag = "payments", params(IdempotencyKey), request_body = Reason,
     responses((status = 200, description = "The refund as it is now", body = Refund), DecisionRefusals))]
 #[post("/admin/refunds/{id}/settle")]
@@ -313,7 +316,7 @@ impl From<PaymentError> for ApiError {
             ),
             PaymentError::GatewayDecides(channel) => Self::new(
                 Code::TransitionNotAllowed,
-                format!("Payments through {channel} are set up here, so what {channel} says of it counts."),
+                format!("Payments through {channel} are set up here, so what {channel} says counts."),
             ),
             PaymentError::PaymentSettled(state) => {
                 Self::new(Code::TransitionNotAllowed, format!("The payment is {state}."))

@@ -114,8 +114,8 @@ impl OutsideHandler for Refunds {
         match self.0.perform(refund).await {
             Ok(()) => Ok(()),
             // It stays approved, and the job asks again: a letter about it would outlive what it is about.
-            Err(PaymentError::Gateway(GatewayError::Unclear(reason))) => {
-                warn!(refund.id = %refund, reason, "Refund {refund} is tried again");
+            Err(reason @ (PaymentError::Gateway(GatewayError::Unclear(_)) | PaymentError::ChannelOff(_))) => {
+                warn!(refund.id = %refund, %reason, "Refund {refund} is tried again");
                 Ok(())
             }
             Err(PaymentError::Db(fault)) => Err(HandlerError::Db(fault)),

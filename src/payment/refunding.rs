@@ -82,8 +82,9 @@ impl PaymentService {
         .await
     }
 
-    /// An operator says that the money of a refund that failed at the gateway went back another way: some gateways close a
-    /// refund for good, and then only a person can give the money back.
+    /// An operator says that the money of a refund went back another way: some gateways close a refund for good, others
+    /// are not set up here any more, and then only a person can give the money back. A gateway that still works on it is
+    /// waited for.
     pub async fn settle_by_hand(
         &self,
         by: UserId,
@@ -91,18 +92,20 @@ impl PaymentService {
         reason: String,
         key: Option<RequestKey>,
     ) -> Result<Answered<Refund>, PaymentError> {
-        let (ids, clock, policy) = (self.0.ids.clone(), self.0.clock.clone(), self.0.policy);
+        let (payments, ids, policy) = (self.clone(), self.0.ids.clone(), self.0.policy);
         idempotency::once(&self.0.db, &self.0.clock, key, 200, move |tx| {
-            let (ids, now, reason) = (ids.clone(), clock.now(), reason.clone());
+            let (payments, ids, reason) = (payments.clone(), ids.clone(), reason.clone());
             async move {
+                let now = payments.now();
                 let order = refund::find(&tx, id).await?.ok_or(PaymentError::NotFound)?.order_id;
                 // The order first, as everywhere. What is decided below stays so until the end.
                 orders::lock_one(&tx, order).await?;
                 let refund = refund::lock(&tx, id).await?.ok_or(PaymentError::NotFound)?;
-                match refund.state {
-                    RefundState::Succeeded => return Ok(refund),
-                    RefundState::Failed => {}
-                    state => return Err(PaymentError::RefundSettled(state)),
+                match (refund.state, refund.channel) {
+                    (RefundState::Succeeded, _) => return Ok(refund),
+                    (RefundState::Failed, _) => {}
+                    (RefundState::Approved, Some(channel)) => payments.is_gone(channel)?,
+                    (state, _) => return Err(PaymentError::RefundSettled(state)),
                 }
                 complete(&tx, &ids, now, policy, &refund, Some(by)).await?;
                 refund::note(&tx, id, &reason).await?;

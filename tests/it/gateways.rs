@@ -17,6 +17,7 @@ stories!(
     another_way_to_pay_is_another_payment,
     a_payment_the_gateway_did_not_know_is_asked_about_once_more,
     a_payment_of_a_gateway_that_is_gone_is_settled_by_hand,
+    a_refund_of_a_gateway_that_is_gone_is_settled_by_hand,
     a_payment_that_is_cancelled_while_it_is_prepared_is_closed_again,
 );
 
@@ -259,6 +260,47 @@ async fn a_payment_of_a_gateway_that_is_gone_is_settled_by_hand(app: &TestApp) {
         settle(payment).await.refused(409, "transition_not_allowed");
     }
     assert_eq!(alipay.returned().len(), 2);
+}
+
+async fn a_refund_of_a_gateway_that_is_gone_is_settled_by_hand(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let (alice, operator) = (app.customer("alice").await, app.operator().await);
+    let order = buy(app, &alice).await;
+    let payment = open(&alice, &order, "alipay").await;
+    alipay.pay(&payment, 1234);
+    alipay::notice(&payment, 1234, &[], &KEY).told(app).await;
+    order_of(&alice, &order).becomes("paid").await;
+
+    app.restart().await;
+    let refunds = format!("/orders/{order}/refunds");
+    alice.post(&refunds, json!({"reason": "It does not fit"})).await.is(202);
+    app.is_quiet().await;
+    ask_gateways(app).await;
+    let refund = alice.get(&refunds).await.is(200)["items"][0].clone();
+    assert_eq!(refund["state"], "approved");
+    let letters = operator.get("/admin/dead-letters").await.is(200)["items"].clone();
+    assert_eq!(letters, json!([]), "what is tried again is nothing to decide");
+
+    let path = format!("/admin/refunds/{}/settle", text(&refund["id"]));
+    let reason = json!({"reason": "paid out in the branch"});
+    app.viewer().await.post(&path, reason.clone()).await.refused(403, "forbidden");
+    alipay.fall_silent();
+    app.restart_with(|config| alipay.configure(config)).await;
+    let problem = operator.post(&path, reason.clone()).await.refused(409, "transition_not_allowed");
+    assert!(text(&problem["detail"]).contains("alipay says"), "{problem}");
+    app.restart().await;
+    let settled = operator.post(&path, reason.clone()).await.is(200);
+    assert_eq!((&settled["state"], &settled["note"]), (&json!("succeeded"), &reason["reason"]));
+    assert_eq!(operator.post(&path, reason).await.is(200), settled, "a repeat changes nothing");
+    order_of(&alice, &order).becomes("refunded").await;
+
+    // The money went back once, so the gateway is not asked for it when it is set up again.
+    alipay.come_back();
+    app.restart_with(|config| alipay.configure(config)).await;
+    ask_gateways(app).await;
+    app.is_quiet().await;
+    assert!(alipay.returned().is_empty());
 }
 
 async fn a_payment_that_is_cancelled_while_it_is_prepared_is_closed_again(app: &TestApp) {

@@ -4,7 +4,9 @@
 //! (RELIABILITY R21). Checks of values are plain functions behind [`Validate`] rather than derived: most rules here
 //! span members (an end after a start), and the error pointers must be the wire's names.
 
+use std::fmt;
 use std::future::{Ready, ready};
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -15,7 +17,8 @@ use actix_web::web::{Bytes, BytesMut, Data};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
 use futures_util::future::{Either, LocalBoxFuture};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
@@ -215,15 +218,37 @@ fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
 
 fn parse<T: DeserializeOwned + Validate>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| refusal(&error, body))?;
+    let Object(value): Object<T> =
+        serde_path_to_error::deserialize(&mut json).map_err(|error| refusal(&error, body))?;
     json.end().map_err(|error| malformed(&error))?;
-    // What is derived for a struct also reads its members from an array, in order of declaration.
-    if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-        return Err(ApiError::invalid("", "expected an object"));
-    }
     let mut errors = Vec::new();
     value.validate(&mut errors);
     if errors.is_empty() { Ok(value) } else { Err(ApiError::invalid_all(errors)) }
+}
+
+/// A `T` that is spelled as an object: what is derived for a struct also reads its members from an array, in order of
+/// declaration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+struct Members<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(members)).map(Object)
+    }
 }
 
 fn malformed(error: &serde_json::Error) -> ApiError {
@@ -361,7 +386,7 @@ mod tests {
     #[serde(deny_unknown_fields)]
     struct Order {
         #[serde(default)]
-        items: Vec<Item>,
+        items: Vec<Object<Item>>,
     }
 
     #[derive(Debug, Deserialize, PartialEq)]
@@ -372,7 +397,7 @@ mod tests {
 
     impl Validate for Order {
         fn validate(&self, errors: &mut Vec<FieldError>) {
-            if self.items.iter().any(|item| item.quantity == 0) {
+            if self.items.iter().any(|item| item.0.quantity == 0) {
                 errors.push(FieldError { pointer: "/items".into(), detail: "at least one each".into() });
             }
         }
@@ -390,7 +415,7 @@ mod tests {
 
     #[actix_web::test]
     async fn a_body_is_parsed_or_refused_with_a_pointer() {
-        let one = Order { items: vec![Item { quantity: 1 }] };
+        let one = Order { items: vec![Object(Item { quantity: 1 })] };
         assert_eq!(order(json(), r#"{"items":[{"quantity":1}]}"#).await, Ok(one));
 
         let too_long = format!(r#"{{"items":[]}}{}"#, " ".repeat(60));
@@ -405,7 +430,8 @@ mod tests {
             (r#"{"itmes":[]"#, Code::MalformedRequest, None),
             (r#"{"items":[{"quantity":1e999}]}"#, Code::ValidationFailed, Some("/items/0/quantity")),
             (&too_long, Code::BodyTooLarge, None),
-            (&nested, Code::ValidationFailed, Some("/0/0/0")),
+            (&nested, Code::ValidationFailed, Some("")),
+            (r#"{"items":[[1]]}"#, Code::ValidationFailed, Some("/items/0")),
             ("[[]]", Code::ValidationFailed, Some("")),
             ("null", Code::ValidationFailed, Some("")),
             ("3", Code::ValidationFailed, Some("")),

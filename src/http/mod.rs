@@ -45,8 +45,8 @@ mod server;
 pub use answer::answered;
 pub use auth::{Operator, SignIn, Staff};
 pub use extract::{
-    BODY_LIMIT, BodyDeadline, IdempotencyKey, JsonBody, NoMembers, OptionalBody, PathId, PathName, RawBody,
-    Reason, Validate, present, request_key, validate_reason,
+    BODY_LIMIT, BodyDeadline, IdempotencyKey, JsonBody, NoMembers, Object, OptionalBody, PathId, PathName,
+    RawBody, Reason, Validate, present, request_key, validate_reason,
 };
 pub use health::{Check, Readiness, ReadinessReport};
 pub use limit::{RateLimitSettings, RateLimits};

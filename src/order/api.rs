@@ -17,8 +17,8 @@ use super::service::{By, OrderError, OrderService};
 use super::store::Listing;
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
-    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
-    Reason, Staff, Validate, answered, request_key, validate_reason,
+    ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Object, Operator, OptionalBody, Page,
+    PathId, Reason, Staff, Validate, answered, request_key, validate_reason,
 };
 use crate::idempotency::Answered;
 use crate::identity::Caller;
@@ -54,8 +54,8 @@ const ADDRESS_LIMIT: usize = 12 * (MOST_CONSIGNEE + MOST_PHONE + MOST_ADDRESS_LI
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewOrder {
     /// Each goods once.
-    #[schema(min_items = 1, max_items = 50)]
-    items: Vec<NewLine>,
+    #[schema(min_items = 1, max_items = 50, value_type = Vec<NewLine>)]
+    items: Vec<Object<NewLine>>,
     #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
     shipping_fee_minor: i64,
     #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
@@ -66,7 +66,8 @@ pub(crate) struct NewOrder {
     #[serde(default)]
     #[schema(minimum = 0, maximum = 1_000_000_000_000_i64)]
     balance_minor: i64,
-    address: Address,
+    #[schema(value_type = Address)]
+    address: Object<Address>,
 }
 
 /// One kind of goods in an order.
@@ -87,7 +88,7 @@ impl Validate for NewOrder {
             refuse("/items".to_owned(), format!("must have 1 to {MOST_LINES} items"));
         }
         let mut seen = HashSet::new();
-        for (i, line) in self.items.iter().enumerate() {
+        for (i, Object(line)) in self.items.iter().enumerate() {
             if !seen.insert(line.goods_id) {
                 refuse(format!("/items/{i}/goods_id"), "each goods may be listed once".to_owned());
             }
@@ -108,7 +109,7 @@ impl Validate for NewOrder {
                 refuse(pointer.to_owned(), format!("must be 0 to {MOST_MINOR}"));
             }
         }
-        validate_address(&self.address, "/address", errors);
+        validate_address(&self.address.0, "/address", errors);
     }
 }
 
@@ -137,7 +138,7 @@ fn validate_address(address: &Address, at: &str, errors: &mut Vec<FieldError>) {
 
 impl From<NewOrder> for Wish {
     fn from(new: NewOrder) -> Self {
-        let lines = new.items.into_iter().map(|line| WishedLine {
+        let lines = new.items.into_iter().map(|Object(line)| WishedLine {
             goods_id: line.goods_id,
             quantity: i32::try_from(line.quantity).unwrap_or(i32::MAX),
             unit_price_minor: line.unit_price_minor,
@@ -148,7 +149,7 @@ impl From<NewOrder> for Wish {
             order_amount_minor: new.order_amount_minor,
             coupon: new.coupon_id,
             balance_minor: new.balance_minor,
-            address: new.address,
+            address: new.address.0,
         }
     }
 }

@@ -193,6 +193,9 @@ async fn what_does_not_fit_is_refused_and_changes_nothing(app: &TestApp) {
         (wish(&goods, 0, 4000, 1000), 422, "validation_failed"),
         (with(fits.clone(), "state", "paid"), 422, "validation_failed"),
         (with(fits.clone(), "user_id", bob.user_id.clone()), 422, "validation_failed"),
+        // In the order in which the documentation lists the members.
+        (with(fits.clone(), "address", json!(["Alice", "123", "1 Rabbit Hole"])), 422, "validation_failed"),
+        (with(fits.clone(), "items", json!([[goods, 1, 4000]])), 422, "validation_failed"),
     ];
     for (wish, status, code) in cases {
         alice.post("/orders", wish).await.refused(status, code);

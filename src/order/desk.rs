@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use entities::order_request;
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter};
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryResult};
 
 use super::machine::State;
 use super::model::Order;
@@ -150,10 +150,10 @@ async fn begun_requests(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], Ord
         Work::Draft { key: None, .. } | Work::Step { .. } => None,
     });
     let (mut begun, mut forgotten) = (HashMap::new(), Vec::new());
-    for (key, order) in requests(tx, keys.collect()).await? {
-        match order {
-            Some(order) => drop(begun.insert(key, order)),
-            None => forgotten.push(key.to_vec()),
+    for (key, first) in requests(tx, keys.collect()).await? {
+        match first {
+            Begun::UnderWay(order) => drop(begun.insert(key, order)),
+            Begun::ForNothing => forgotten.push(key.to_vec()),
         }
     }
     if !forgotten.is_empty() {
@@ -165,28 +165,46 @@ async fn begun_requests(tx: &Tx, items: &[Work]) -> Result<HashMap<[u8; 32], Ord
     Ok(begun)
 }
 
-/// What requests with `keys` began; `None` if it came to nothing.
+/// What became of the order that a request began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// It stands, may yet, or came to nothing and still holds something: what a repeat would want is on its way back.
+    UnderWay(OrderId),
+    /// It came to nothing, and nothing of it remains.
+    ForNothing,
+}
+
+/// What requests with `keys` began.
 pub async fn requests(
     connection: &impl ConnectionTrait,
     keys: Vec<[u8; 32]>,
-) -> Result<Vec<([u8; 32], Option<OrderId>)>, DbFault> {
+) -> Result<Vec<([u8; 32], Begun)>, DbFault> {
+    // "+ 0": as in catalog/sale.rs.
+    const BEGUN: &str = "SELECT q.id, q.order_id, CASE WHEN o.id IS NULL THEN 1 WHEN o.state <> ? THEN 0 \
+        WHEN EXISTS (SELECT 1 FROM goods_ledger AS s WHERE s.reference_id = o.id AND s.kind = 'sale' \
+        AND NOT EXISTS (SELECT 1 FROM goods_ledger AS b WHERE b.reference_id = s.reference_id \
+        AND b.goods_id + 0 = s.goods_id AND b.kind = 'return')) THEN 0 \
+        WHEN EXISTS (SELECT 1 FROM user_coupon AS c WHERE c.order_id = o.id AND c.state = 'locked') THEN 0 \
+        WHEN EXISTS (SELECT 1 FROM wallet_entry AS p WHERE p.reference_id = o.id AND p.kind = 'pay' \
+        AND NOT EXISTS (SELECT 1 FROM wallet_entry AS b WHERE b.reference_id = p.reference_id \
+        AND b.user_id = p.user_id AND b.kind = 'refund')) THEN 0 ELSE 1 END AS for_nothing \
+        FROM {rows} JOIN order_request AS q ON q.id = r.id LEFT JOIN orders AS o ON o.id = q.order_id";
     if keys.is_empty() {
         return Ok(Vec::new());
     }
     let rows = Rows::new().column("id", Column::Hash(keys));
-    let sql = "SELECT q.id, q.order_id, o.state FROM {rows} JOIN order_request q ON q.id = r.id \
-        LEFT JOIN orders o ON o.id = q.order_id";
-    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), sql, [])).await?;
-    found
-        .iter()
-        .map(|row| {
-            let key: Vec<u8> = row.try_get("", "id")?;
-            let key = key.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
-            let state: Option<String> = row.try_get("", "state")?;
-            let stands = state.is_some_and(|state| state != State::Invalid.word());
-            Ok((key, if stands { Some(OrderId(row.try_get("", "order_id")?)) } else { None }))
-        })
-        .collect()
+    let invalid = [State::Invalid.word().into()];
+    let found = connection.query_all_raw(rows.statement(connection.get_database_backend(), BEGUN, invalid));
+    let begun = |row: &QueryResult| {
+        let key: Vec<u8> = row.try_get("", "id")?;
+        let key = key.try_into().map_err(|_| DbFault::Missing("a 32-byte hash"))?;
+        let first = match row.try_get::<i32>("", "for_nothing")? {
+            0 => Begun::UnderWay(OrderId(row.try_get("", "order_id")?)),
+            _ => Begun::ForNothing,
+        };
+        Ok((key, first))
+    };
+    found.await?.iter().map(begun).collect()
 }
 
 /// The requests that began orders, for repeats of them.

@@ -15,7 +15,7 @@ use chrono::TimeDelta;
 use tracing::{info, warn};
 
 use super::checkout::{Known, Mismatch, Quote, Shipping, Wish, quote};
-use super::desk::{self, Work, WorkRefusal};
+use super::desk::{self, Begun, Work, WorkRefusal};
 use super::machine::{Command, State};
 use super::model::{Cause, Kind, Order};
 use super::service::OrderService;
@@ -81,6 +81,14 @@ impl AsDbFault for CheckoutError {
     }
 }
 
+/// What became of the first request with a key.
+enum First {
+    Answered(Box<Answered<Order>>),
+    /// It came to nothing, so the next one is judged anew.
+    ForNothing,
+    Unknown,
+}
+
 /// Makes orders of the shop. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Checkout {
@@ -111,30 +119,20 @@ impl Checkout {
         placing.await.map_err(|_| CheckoutError::Unanswered)?
     }
 
-    /// What the request with `key` that was faster is answered; a refusal while it is under way.
-    async fn first(&self, key: Option<RequestKey>) -> Result<Option<Answered<Order>>, CheckoutError> {
-        if let Some(first) = idempotency::kept::<_, CheckoutError>(&self.db, key).await? {
-            return Ok(Some(first));
-        }
-        let keys = key.map(|key| key.id).into_iter().collect();
-        let begun = self.db.read(move |db| async move { desk::requests(&db, keys).await });
-        let begun: Vec<_> = begun.await.map_err(|fault: DbFault| fault)?;
-        match begun.iter().any(|(_, order)| order.is_some()) {
-            true => Err(KeyRefusal::InProgress.into()),
-            false => Ok(None),
-        }
-    }
-
     async fn run(
         &self,
         user: UserId,
         wish: Wish,
         key: Option<RequestKey>,
     ) -> Result<Answered<Order>, CheckoutError> {
-        let quote = match quote(&wish, &self.known(user, &wish).await?, self.clock.now()) {
+        let quote = match self.judge(user, &wish).await? {
             Ok(quote) => quote,
-            // What is missing may be what the first request with this key holds.
-            Err(mismatch) => return self.first(key).await?.ok_or(mismatch.into()),
+            // What is missing may be what the first request with this key holds, or held until now.
+            Err(mismatch) => match self.first(key).await? {
+                First::Answered(first) => return Ok(*first),
+                First::ForNothing => self.judge(user, &wish).await??,
+                First::Unknown => return Err(mismatch.into()),
+            },
         };
         let draft = Arc::new(self.draft(user, &wish, &quote)?);
         match self.orders.work(Work::Draft { order: draft.clone(), key }).await {
@@ -146,6 +144,25 @@ impl Checkout {
             Ok(confirmed) => Ok(confirmed),
             Err(error) => self.give_up(draft.id, error).await,
         }
+    }
+
+    /// What became of the request with `key` that was faster; a refusal while it is under way.
+    async fn first(&self, key: Option<RequestKey>) -> Result<First, CheckoutError> {
+        if let Some(first) = idempotency::kept::<_, CheckoutError>(&self.db, key).await? {
+            return Ok(First::Answered(Box::new(first)));
+        }
+        let keys = key.map(|key| key.id).into_iter().collect();
+        let begun = self.db.read(move |db| async move { desk::requests(&db, keys).await });
+        let begun: Result<_, DbFault> = begun.await;
+        match begun?.pop() {
+            Some((_, Begun::UnderWay(_))) => Err(KeyRefusal::InProgress.into()),
+            Some((_, Begun::ForNothing)) => Ok(First::ForNothing),
+            None => Ok(First::Unknown),
+        }
+    }
+
+    async fn judge(&self, user: UserId, wish: &Wish) -> Result<Result<Quote, Mismatch>, CheckoutError> {
+        Ok(quote(wish, &self.known(user, wish).await?, self.clock.now()))
     }
 
     async fn known(&self, user: UserId, wish: &Wish) -> Result<Known, CheckoutError> {

@@ -314,7 +314,7 @@ async fn contest(nodes: Nodes, sale: Arc<str>, token: String, numbers: StepBy<Ra
             let stagger = Duration::from_millis(rand::random_range(0..8));
             let cancelling = async {
                 tokio::time::sleep(stagger).await;
-                other.until_definite(nodes.cancelling, &cancel, |_| false).await
+                other.until_definite(nodes.cancelling, &cancel).await
             };
             let (_, cancelled) =
                 tokio::join!(async { customer.settles(nodes.paying, &signed(&paid), 200).await }, cancelling);
@@ -453,10 +453,8 @@ impl Customer {
         let coupon = if number.is_multiple_of(3) { Some(self.coupon(shop, number).await) } else { None };
         let wish = shop.wish(number, coupon.as_deref()).to_string();
         let request = post("/orders", &self.token, &format!("order-{number}"), &wish);
-        let begun = Instant::now();
-        // The coupon of a draft that came to nothing is free again soon, not at once.
-        let soon = |said: &Said| said.json()["code"] == "coupon_unusable" && begun.elapsed() < PATIENCE;
-        let made = self.until_definite(shop.address, &request, soon).await;
+        // What a draft that came to nothing still holds, its own coupon, is no answer to a repeat.
+        let made = self.until_definite(shop.address, &request).await;
         assert_eq!(made.status, 201, "{}", made.body);
         let order = id(&made.json()["id"]);
         let again = self.settles(shop.address, &request, 201).await;
@@ -470,7 +468,7 @@ impl Customer {
         }
         if matches!(fate, 2 | 3) {
             let cancel = post(&format!("/orders/{order}/cancel"), &self.token, &format!("no-{order}"), "{}");
-            let answer = self.until_definite(shop.address, &cancel, |_| false).await;
+            let answer = self.until_definite(shop.address, &cancel).await;
             told.cancelled = answer.status == 200;
             let refused = answer.status == 409 && answer.json()["code"] == "order_not_cancellable";
             assert!(told.cancelled || fate == 3 && refused, "{}", answer.body);
@@ -498,7 +496,7 @@ impl Customer {
     async fn open_payment(&mut self, node: SocketAddr, order: i64) -> Option<Value> {
         let path = format!("/orders/{order}/payments");
         let open = post(&path, &self.token, &format!("pay-{order}"), r#"{"channel": "sandbox"}"#);
-        let opened = self.until_definite(node, &open, |_| false).await;
+        let opened = self.until_definite(node, &open).await;
         if opened.status == 409 && opened.json()["code"] == "order_not_payable" {
             return None;
         }
@@ -510,22 +508,17 @@ impl Customer {
 
     /// The body of the definite answer, which has this status.
     async fn settles(&mut self, node: SocketAddr, request: &str, status: u16) -> Value {
-        let said = self.until_definite(node, request, |_| false).await;
+        let said = self.until_definite(node, request).await;
         assert_eq!(said.status, status, "{}", said.body);
         said.json()
     }
 
-    /// Asks until the answer is definite and not one of those that change by themselves.
-    async fn until_definite(
-        &mut self,
-        node: SocketAddr,
-        request: &str,
-        passes: impl Fn(&Said) -> bool,
-    ) -> Said {
+    /// Asks until the answer is definite.
+    async fn until_definite(&mut self, node: SocketAddr, request: &str) -> Said {
         let begun = Instant::now();
         loop {
             let last = match self.wire.ask(node, request).await {
-                Ok(said) if !is_open(&said) && !passes(&said) => return said,
+                Ok(said) if !is_open(&said) => return said,
                 Ok(said) => said.body,
                 Err(error) => error.to_string(),
             };

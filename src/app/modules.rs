@@ -37,7 +37,7 @@ use crate::order::reconcile::{OrdersAmounts, OrdersOverdue};
 use crate::order::saga::{Checkout, Rules};
 use crate::order::store::Policy;
 use crate::payment::jobs::payment_queries;
-use crate::payment::reconcile::{PaymentsAgainstOrders, RefundsStuck};
+use crate::payment::reconcile::{Contradictions, PaymentsAgainstOrders, RefundsStuck};
 use crate::payment::reconcile_gateway::GatewayAgainstPayments;
 use crate::payment::{self, PaymentService};
 use crate::ports::clock::SharedClock;
@@ -221,6 +221,7 @@ impl Modules {
                 clock: self.clock.clone(),
                 policy: policy(&self.config),
             }),
+            Box::new(Contradictions { db: db.clone(), clock: self.clock.clone() }),
             Box::new(OrdersOverdue {
                 db: db.clone(),
                 clock: self.clock.clone(),

@@ -1,21 +1,25 @@
-//! Payments against orders, and refunds that do not get done (REC-3).
+//! Payments against orders, what gateways said that cannot be true, and refunds that do not get done (REC-3).
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
+use sea_orm::Value;
 
 use super::model::{Refund, RefundState};
 use super::refund;
 use super::service::{PaymentError, PaymentService};
 use crate::db::{Database, DbFault};
-use crate::ids::{Ids, OrderId, PaymentId, RefundId};
+use crate::ids::{Ids, OrderId, PaymentId, PaymentRecordId, RefundId};
 use crate::order::machine::{Command, State};
 use crate::order::model::Cause;
 use crate::order::store::{self as orders, Advanced, Policy, Step};
-use crate::ports::clock::SharedClock;
+use crate::ports::clock::{SharedClock, to_micros};
 use crate::reconciliation::{Comparison, ComparisonError, Found, LOOK_AT_IT, Search, settled_before};
 
 /// How long a gateway may take to give money back.
 const REFUND_PATIENCE: TimeDelta = TimeDelta::minutes(10);
+/// How long what a gateway said and was not believed is named: only a person can find out what became of the money, and
+/// nothing here tells that somebody did.
+const DISPUTED: TimeDelta = TimeDelta::days(7);
 /// Refunds that are read at a time.
 const PAGE: u64 = 100;
 
@@ -219,6 +223,79 @@ impl Comparison for PaymentsAgainstOrders {
             "refund" => Ok(UNEVEN.one(&self.db, id.0, &[]).await?.map(|uneven| uneven.found().detail)),
             _ => Ok(UNPAID.one(&self.db, id.0, &[]).await?.map(|unpaid| unpaid.found().detail)),
         }
+    }
+}
+
+/// What gateways said of our payments in the last [days](DISPUTED) and was not believed: money may have moved that is in
+/// no book here (F40).
+#[derive(Debug)]
+pub struct Contradictions {
+    pub db: Database,
+    pub clock: SharedClock,
+}
+
+/// A record of what was not believed.
+struct Unbelieved {
+    record: PaymentRecordId,
+    payment: PaymentId,
+    channel: String,
+    state: String,
+    contradiction: String,
+}
+
+impl Unbelieved {
+    fn found(&self) -> Found {
+        let Self { record, payment, channel, state, contradiction } = self;
+        Found {
+            subject: record.to_string(),
+            expected: state.clone(),
+            found: contradiction.clone(),
+            detail: format!(
+                "What {channel} said of payment {payment}, which is {state} now, was not believed: {contradiction}. \
+                 It is record {record} of the payment."
+            ),
+            action: LOOK_AT_IT,
+        }
+    }
+}
+
+const UNBELIEVED: Search<Unbelieved> = Search {
+    table: "payment_record",
+    sql: "SELECT r.id, r.payment_id, r.channel, r.contradiction, p.state FROM payment_record AS r \
+        JOIN payment AS p ON p.id = r.payment_id \
+        WHERE r.id > ? AND r.id <= ? AND r.contradiction IS NOT NULL AND r.received_at > ?",
+    read: |row| {
+        Ok(Unbelieved {
+            record: PaymentRecordId(row.try_get("", "id")?),
+            payment: PaymentId(row.try_get("", "payment_id")?),
+            channel: row.try_get("", "channel")?,
+            state: row.try_get("", "state")?,
+            contradiction: row.try_get("", "contradiction")?,
+        })
+    },
+};
+
+impl Contradictions {
+    fn since(&self) -> [Value; 1] {
+        [to_micros(self.clock.now() - DISPUTED).into()]
+    }
+}
+
+#[async_trait]
+impl Comparison for Contradictions {
+    fn name(&self) -> &'static str {
+        "payment_contradictions"
+    }
+
+    async fn compare(&self) -> Result<Vec<Found>, ComparisonError> {
+        let unbelieved = UNBELIEVED.all(&self.db, &self.since()).await?;
+        Ok(unbelieved.iter().map(Unbelieved::found).collect())
+    }
+
+    async fn apply(&self, subject: &str) -> Result<Option<String>, ComparisonError> {
+        let Ok(id) = subject.parse::<PaymentRecordId>() else { return Ok(None) };
+        let unbelieved = UNBELIEVED.one(&self.db, id.0, &self.since()).await?;
+        Ok(unbelieved.map(|unbelieved| unbelieved.found().detail))
     }
 }
 

@@ -21,6 +21,7 @@ stories!(
     goods_that_a_live_order_does_not_hold,
     amounts_that_do_not_add_up,
     an_order_that_outlived_its_time,
+    a_capture_that_was_not_believed,
     a_refund_that_does_not_get_done,
     a_refund_that_is_not_what_was_captured,
     a_gateway_that_says_otherwise,
@@ -382,6 +383,27 @@ async fn an_order_that_outlived_its_time(app: &TestApp) {
     assert_eq!(cancelled["cancel_cause"], "timeout");
     eventually(async || app.remaining(&activity).await == 1).await;
     assert_eq!(differences(app).await, []);
+}
+
+async fn a_capture_that_was_not_believed(app: &TestApp) {
+    let alipay = FakeAlipay::start().await;
+    app.restart_with(|config| alipay.configure(config)).await;
+    let alice = app.customer("alice").await;
+    let order = buy(app, &alice).await.order;
+    let payment = open(&alice, &order, "alipay").await;
+    // It is asked, and names another amount: the order ends without that money, which nobody gives back.
+    alipay.pay(&payment, 1);
+    alice.post(&format!("/orders/{order}/cancel"), json!({})).await.is(200);
+    app.is_quiet().await;
+    let unbelieved = apply_only(app, "payment_contradictions", "look_at_it").await;
+    assert_eq!(unbelieved["state"], "open");
+    let records = app.operator().await.get(&format!("/admin/payments/{payment}/records")).await.is(200);
+    assert_eq!(unbelieved["subject"], records["items"][0]["id"], "{records}");
+    let detail = text(&unbelieved["detail"]);
+    assert!(detail.contains("CNY 0.01 was captured, and CNY 12.34 is due"), "{detail}");
+
+    app.pass(TimeDelta::days(7));
+    assert_eq!(apply(app, unbelieved["id"].as_str().unwrap()).await.is(200)["state"], "gone");
 }
 
 async fn a_refund_that_does_not_get_done(app: &TestApp) {

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sea_orm::DbBackend;
 
-use super::returns::give_back;
+use super::returns::{give_back, holds_units};
 use crate::db::{Database, DbFault};
 use crate::ids::{Ids, OrderId};
 use crate::ports::clock::SharedClock;
@@ -18,15 +18,14 @@ pub struct GoodsAgainstOrders {
 }
 
 /// Orders that ended before they were shipped, of whose sales one has not come back.
-// "+ 0": as in sale.rs.
 const HELD: Search<(OrderId, String)> = Search {
     table: "orders",
-    sql: "SELECT o.id, o.state FROM orders AS o WHERE o.id > ? AND o.id <= ? AND o.updated_at < ? \
+    sql: concat!(
+        "SELECT o.id, o.state FROM orders AS o WHERE o.id > ? AND o.id <= ? AND o.updated_at < ? \
         AND (o.state IN ('cancelled', 'invalid') \
-        OR o.state = 'refunded' AND o.refund_from NOT IN ('shipped', 'finished')) \
-        AND EXISTS (SELECT 1 FROM goods_ledger AS s WHERE s.reference_id = o.id AND s.kind = 'sale' \
-        AND NOT EXISTS (SELECT 1 FROM goods_ledger AS b WHERE b.reference_id = s.reference_id \
-        AND b.goods_id + 0 = s.goods_id AND b.kind = 'return'))",
+        OR o.state = 'refunded' AND o.refund_from NOT IN ('shipped', 'finished')) AND ",
+        holds_units!()
+    ),
     read: |row| Ok((OrderId(row.try_get("", "id")?), row.try_get("", "state")?)),
 };
 

@@ -74,6 +74,17 @@ async fn lock(tx: &Tx, goods: &[GoodsId]) -> Result<(), DbFault> {
     Ok(())
 }
 
+/// In SQL, whether the order `o` holds units that have not come back.
+// "+ 0": as in sale.rs.
+macro_rules! holds_units {
+    () => {
+        "EXISTS (SELECT 1 FROM goods_ledger AS s WHERE s.reference_id = o.id AND s.kind = 'sale' \
+        AND NOT EXISTS (SELECT 1 FROM goods_ledger AS b WHERE b.reference_id = s.reference_id \
+        AND b.goods_id + 0 = s.goods_id AND b.kind = 'return'))"
+    };
+}
+pub(crate) use holds_units;
+
 /// Units that an order holds.
 #[derive(Debug, Clone, Copy)]
 struct Held {

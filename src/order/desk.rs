@@ -11,6 +11,7 @@ use super::machine::State;
 use super::model::Order;
 use super::store::{self, Policy, Step, StepRefusal};
 use crate::actors::lanes::Desk;
+use crate::catalog::returns::holds_units;
 use crate::db::bulk::{Column, Rows, Script};
 use crate::db::{DbFault, Tx};
 use crate::idempotency::{self, Answer, Answered, KeyRefusal, RequestKey};
@@ -179,16 +180,16 @@ pub async fn requests(
     connection: &impl ConnectionTrait,
     keys: Vec<[u8; 32]>,
 ) -> Result<Vec<([u8; 32], Begun)>, DbFault> {
-    // "+ 0": as in catalog/sale.rs.
-    const BEGUN: &str = "SELECT q.id, q.order_id, CASE WHEN o.id IS NULL THEN 1 WHEN o.state <> ? THEN 0 \
-        WHEN EXISTS (SELECT 1 FROM goods_ledger AS s WHERE s.reference_id = o.id AND s.kind = 'sale' \
-        AND NOT EXISTS (SELECT 1 FROM goods_ledger AS b WHERE b.reference_id = s.reference_id \
-        AND b.goods_id + 0 = s.goods_id AND b.kind = 'return')) THEN 0 \
+    const BEGUN: &str = concat!(
+        "SELECT q.id, q.order_id, CASE WHEN o.id IS NULL THEN 1 WHEN o.state <> ? THEN 0 WHEN ",
+        holds_units!(),
+        " THEN 0 \
         WHEN EXISTS (SELECT 1 FROM user_coupon AS c WHERE c.order_id = o.id AND c.state = 'locked') THEN 0 \
         WHEN EXISTS (SELECT 1 FROM wallet_entry AS p WHERE p.reference_id = o.id AND p.kind = 'pay' \
         AND NOT EXISTS (SELECT 1 FROM wallet_entry AS b WHERE b.reference_id = p.reference_id \
         AND b.user_id = p.user_id AND b.kind = 'refund')) THEN 0 ELSE 1 END AS for_nothing \
-        FROM {rows} JOIN order_request AS q ON q.id = r.id LEFT JOIN orders AS o ON o.id = q.order_id";
+        FROM {rows} JOIN order_request AS q ON q.id = r.id LEFT JOIN orders AS o ON o.id = q.order_id"
+    );
     if keys.is_empty() {
         return Ok(Vec::new());
     }

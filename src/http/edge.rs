@@ -91,7 +91,7 @@ where
                         }
                     };
                     let blank = HttpResponse::new(actix_web::http::StatusCode::INTERNAL_SERVER_ERROR);
-                    let mut response = problem::render(blank, &refusal, uri.path(), id);
+                    let mut response = problem::Written::new(&refusal, uri.path(), id).into_answer(blank);
                     response.headers_mut().insert(X_REQUEST_ID, request_id);
                     if let Some(started) = started {
                         record(&method, None, refusal.code.status(), started);
@@ -136,13 +136,9 @@ fn finish(response: ServiceResponse, request_id: &HeaderValue) -> ServiceRespons
                 Some(&of_framework)
             }
         };
-        if let Some(refusal) = refusal.cloned() {
-            response = problem::render(
-                response,
-                &refusal,
-                req.uri().path(),
-                request_id.to_str().unwrap_or_default(),
-            );
+        let id = request_id.to_str().unwrap_or_default();
+        if let Some(written) = refusal.map(|refusal| problem::Written::new(refusal, req.uri().path(), id)) {
+            response = written.into_answer(response);
         }
     }
     let headers = response.headers_mut();

@@ -5,8 +5,11 @@
 
 use std::fmt::Write;
 
+use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ContentType, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::http::header::{
+    CACHE_CONTROL, CONTENT_TYPE, ContentType, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use actix_web::{HttpResponse, ResponseError, get};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -45,7 +48,7 @@ pub struct Problem<'a> {
 
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        status_of(self.code)
     }
 
     /// Status only: the edge writes headers and body.
@@ -54,41 +57,53 @@ impl ResponseError for ApiError {
     }
 }
 
-/// Writes `error` into `response`, keeping headers it already has.
-pub(super) fn render<B>(
-    response: HttpResponse<B>,
-    error: &ApiError,
-    instance: &str,
-    request_id: &str,
-) -> HttpResponse {
-    let problem = Problem {
-        r#type: error.code.type_uri(),
-        title: error.code.title(),
-        status: error.code.status(),
-        detail: &error.detail,
-        instance,
-        code: error.code,
-        request_id,
-        retryable: error.code.retryable(),
-        errors: &error.errors,
-    };
-    let mut body = Vec::with_capacity(384);
-    // Writing plain strings and numbers into memory does not fail.
-    if serde_json::to_writer(&mut body, &problem).is_err() {
-        body.clear();
+fn status_of(code: Code) -> StatusCode {
+    StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// A refusal as it goes out.
+pub(super) struct Written {
+    code: Code,
+    retry_after_s: Option<u32>,
+    body: Vec<u8>,
+}
+
+impl Written {
+    pub(super) fn new(error: &ApiError, instance: &str, request_id: &str) -> Self {
+        let problem = Problem {
+            r#type: error.code.type_uri(),
+            title: error.code.title(),
+            status: error.code.status(),
+            detail: &error.detail,
+            instance,
+            code: error.code,
+            request_id,
+            retryable: error.code.retryable(),
+            errors: &error.errors,
+        };
+        let mut body = Vec::with_capacity(384);
+        // Writing plain strings and numbers into memory does not fail.
+        if serde_json::to_writer(&mut body, &problem).is_err() {
+            body.clear();
+        }
+        Self { code: error.code, retry_after_s: error.retry_after_s, body }
     }
-    let mut response = response.set_body(actix_web::body::BoxBody::new(body));
-    *response.status_mut() = error.status_code();
-    let headers = response.headers_mut();
-    headers.insert(actix_web::http::header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-    headers.insert(actix_web::http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if error.code == Code::Unauthenticated {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+
+    /// `response` with this refusal in it; headers it has already stay.
+    pub(super) fn into_answer<B>(self, response: HttpResponse<B>) -> HttpResponse {
+        let mut response = response.set_body(BoxBody::new(self.body));
+        *response.status_mut() = status_of(self.code);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if self.code == Code::Unauthenticated {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
-    if let Some(seconds) = error.retry_after_s {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    response
 }
 
 /// The refusal that stands for an error answer of the framework itself.

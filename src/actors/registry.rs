@@ -97,8 +97,14 @@ where
 
     /// The actor of `key` if it is running already.
     pub fn find(&self, key: K) -> Option<Handle<A, S>> {
+        self.look_at(key, Handle::clone)
+    }
+
+    /// What `look` finds at the actor of `key`, if it is running; nobody else starts one meanwhile.
+    pub fn look_at<T>(&self, key: K, look: impl FnOnce(&Handle<A, S>) -> T) -> Option<T> {
         let actors = self.actors.read().unwrap_or_else(PoisonError::into_inner);
-        actors.get(&key).map(|running| running.handle.clone()).filter(|handle| handle.addr.connected())
+        let handle = &actors.get(&key)?.handle;
+        handle.addr.connected().then(|| look(handle))
     }
 
     fn start(&self, key: K) -> Result<Handle<A, S>, Poisoned> {

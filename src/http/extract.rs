@@ -12,7 +12,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
+use actix_web::http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, TRANSFER_ENCODING,
+};
 use actix_web::web::{Bytes, BytesMut, Data};
 use actix_web::{FromRequest, HttpRequest};
 use futures_util::StreamExt;
@@ -297,16 +299,25 @@ impl FromRequest for PathName {
     }
 }
 
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// The `Idempotency-Key` header, if it was sent: bare, or quoted as a structured-field string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(pub Option<String>);
+
+impl IdempotencyKey {
+    /// Whether one was sent, well-formed or not.
+    pub fn is_in(req: &HttpRequest) -> bool {
+        req.headers().contains_key(IDEMPOTENCY_KEY)
+    }
+}
 
 impl FromRequest for IdempotencyKey {
     type Error = ApiError;
     type Future = Ready<Result<Self, ApiError>>;
 
     fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let mut values = req.headers().get_all("idempotency-key");
+        let mut values = req.headers().get_all(IDEMPOTENCY_KEY);
         ready(match (values.next(), values.next()) {
             (None, _) => Ok(Self(None)),
             (Some(value), None) => match idempotency_key(value.as_bytes()) {

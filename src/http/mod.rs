@@ -3,22 +3,23 @@
 //! A module's `api.rs` writes handlers and mounts them in [`routes`], the one page with every route:
 //!
 //! ```text
-//! refusals!(TakeRefusals: ActivityNotRunning, SoldOut, TakeLimitReached, Overloaded);
+//! refusals!(ReleaseRefusals: TransitionNotAllowed);
 //!
-//! /// Takes one token of the activity.
-//! #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = Option<NoMembers>,
-//!     responses((status = 201, description = "The token is the caller's", body = TakeAnswer), TakeRefusals))]
-//! #[post("/activities/{id}/takes")]
-//! pub(crate) async fn take(
+//! /// Gives a take's token back, to be sold again.
+//! #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = Reason,
+//!     responses((status = 200, description = "The take, released", body = Take), ReleaseRefusals))]
+//! #[post("/admin/takes/{id}/release")]
+//! pub(crate) async fn release(
 //!     stock: Data<StockService>,
 //!     req: HttpRequest,
-//!     caller: Caller,                      // 401; Staff and Operator: 403 as well
-//!     id: PathId<ActivityId>,              // 404
+//!     operator: Operator,                  // 401, 403; Caller where anyone signed in will do: 401
+//!     id: PathId<TakeId>,                  // 404
 //!     key: IdempotencyKey,                 // 400
-//!     body: OptionalBody<NoMembers>,       // 400, 408, 413, 415, 422; JsonBody where something is required
+//!     body: JsonBody<Reason>,              // 400, 408, 413, 415, 422; OptionalBody where nothing is required
 //! ) -> ApiResult<HttpResponse> {
-//!     let key = request_key(caller.user, &req, &key, body.fingerprint);
-//!     Ok(answered(StatusCode::CREATED, stock.take(caller.user, id.0, key).await?))
+//!     let key = request_key(operator.0.user, &req, &key, body.fingerprint);
+//!     let released = stock.release(id.0, body.value.reason, key).await?;
+//!     Ok(answered(StatusCode::OK, released))
 //! }
 //! ```
 //!

@@ -1,8 +1,11 @@
 //! Takes and stock over HTTP.
 
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Json};
-use actix_web::{HttpRequest, HttpResponse, get, post};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, get, post};
 use chrono::SecondsFormat;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -26,20 +29,47 @@ refusals!(AdjustRefusals: TransitionNotAllowed, StockInsufficient);
 
 /// Takes one token of the activity.
 ///
-/// 201 is sent after the database committed. Without an answer, repeat with the same `Idempotency-Key`.
+/// 201 is sent after the database committed. Without an answer, repeat with the same `Idempotency-Key`. While a server
+/// knows that it would refuse everyone, such as after the sell-out, it does not look at the token of a request without a
+/// key, nor count it against the rate limit.
 #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = Option<NoMembers>,
     responses((status = 201, description = "The token is the caller's", body = TakeAnswer), TakeRefusals))]
 #[post("/activities/{id}/takes")]
 pub(crate) async fn take(
     stock: Data<StockService>,
     req: HttpRequest,
-    caller: Caller,
+    Contender(caller): Contender,
     id: PathId<ActivityId>,
     key: IdempotencyKey,
     body: OptionalBody<NoMembers>,
 ) -> ApiResult<HttpResponse> {
     let key = request_key(caller.user, &req, &key, body.fingerprint);
     Ok(answered(StatusCode::CREATED, stock.take(caller.user, id.0, key).await?))
+}
+
+/// A caller who may succeed: after the sell-out nearly every request is refused here, before its token costs anything
+/// (RELIABILITY C3).
+pub(crate) struct Contender(Caller);
+
+impl FromRequest for Contender {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        ready(match refusal_of_everyone(req) {
+            Some(refusal) => Err(refusal.into()),
+            None => Caller::from_request(req, payload).into_inner().map(Self),
+        })
+    }
+}
+
+/// A repeat is told what its first request was told, so whoever has a key is never refused here.
+fn refusal_of_everyone(req: &HttpRequest) -> Option<TakeError> {
+    if IdempotencyKey::is_in(req) {
+        return None;
+    }
+    let activity = PathId::<ActivityId>::from_request(req, &mut Payload::None).into_inner().ok()?;
+    req.app_data::<Data<StockService>>()?.refusal_of_everyone(activity.0)
 }
 
 /// The caller's takes, newest first.

@@ -46,9 +46,23 @@ impl Default for Hints {
 }
 
 impl Hints {
-    /// The refusal that needs no actor, if there is one.
+    /// The refusal that needs no actor, if there is one. Whoever is the first to find it too old gets none, and asks.
     pub fn refusal(&self, now: Timestamp) -> Option<TakeError> {
-        let (elapsed, now) = (self.elapsed_us(), to_micros(now));
+        let elapsed = self.elapsed_us();
+        self.look(elapsed, now, |until| {
+            let renewed = elapsed + HINT_LIFE_US;
+            self.sold_out_until.compare_exchange(until, renewed, Ordering::AcqRel, Ordering::Acquire).is_err()
+        })
+    }
+
+    /// The refusal that everybody gets now, if there is one. It leaves looking again to those who may ask.
+    pub fn standing_refusal(&self, now: Timestamp) -> Option<TakeError> {
+        self.look(self.elapsed_us(), now, |_| false)
+    }
+
+    /// The refusal, unless it is "sold out" and too old; what is too old still `holds`, or does not.
+    fn look(&self, elapsed: i64, now: Timestamp, holds: impl FnOnce(i64) -> bool) -> Option<TakeError> {
+        let now = to_micros(now);
         if let Some(closed) = self.closed(elapsed, now) {
             return Some(TakeError::NotRunning(closed));
         }
@@ -56,13 +70,7 @@ impl Hints {
         if until == 0 || now > self.ends_at.load(Ordering::Acquire) {
             return None;
         }
-        // Whoever finds the hint expired and renews it goes through; the others are answered by the renewed hint.
-        let expired = elapsed >= until
-            && self
-                .sold_out_until
-                .compare_exchange(until, elapsed + HINT_LIFE_US, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok();
-        (!expired).then_some(TakeError::SoldOut)
+        (elapsed < until || holds(until)).then_some(TakeError::SoldOut)
     }
 
     fn closed(&self, elapsed: i64, now: i64) -> Option<Closed> {
@@ -129,6 +137,18 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
+
+    #[test]
+    fn an_old_refusal_is_renewed_by_one_who_asks() {
+        let (hints, now) = (Hints::default(), Timestamp::UNIX_EPOCH);
+        hints.sold_out(hints.changes(), now);
+        assert_eq!(hints.standing_refusal(now), Some(TakeError::SoldOut));
+        hints.sold_out_until.store(1, Ordering::SeqCst);
+        // However many only look: the next one who may ask still does.
+        assert_eq!([hints.standing_refusal(now), hints.standing_refusal(now)], [None, None]);
+        assert_eq!([hints.refusal(now), hints.refusal(now)], [None, Some(TakeError::SoldOut)]);
+        assert_eq!(hints.standing_refusal(now), Some(TakeError::SoldOut));
+    }
 
     #[test]
     fn a_change_outlives_what_was_found_out_before_it() {

@@ -66,6 +66,14 @@ impl StockService {
         reply.map(|answered| answered.map(TakeAnswer::from))
     }
 
+    /// What everyone is told now who wants to take of `activity` and did not ask before, if that is known to this node.
+    pub fn refusal_of_everyone(&self, activity: ActivityId) -> Option<TakeError> {
+        let refusal = self.actors.hint(activity, |hints| hints.standing_refusal(self.store.clock.now()))?;
+        let reply = Err(refusal);
+        self.outcomes.count(&reply);
+        reply.err()
+    }
+
     /// The activity was changed: what its actor knows is old.
     pub fn activity_changed(&self, activity: ActivityId) {
         self.actors.tell(activity, Notice::Changed);

@@ -11,6 +11,7 @@ use crate::support::{Answer, Client, Offer, Take, TestApp, eventually, stories};
 stories!(
     sells_out_exactly,
     the_last_take_is_the_end,
+    after_the_sell_out_nobody_is_asked_who_they_are,
     a_user_gets_no_more_than_the_limit,
     a_hundred_requests_of_one_user_at_once,
     a_released_unit_is_sold_again,
@@ -77,6 +78,25 @@ async fn the_last_take_is_the_end(app: &TestApp) {
     operator.release(&take.id).await.is(200);
     alice.take(&activity).await.take();
     eventually(async || sold_out().await == 2).await;
+}
+
+async fn after_the_sell_out_nobody_is_asked_who_they_are(app: &TestApp) {
+    let activity = app.running(Offer::of(1)).await;
+    let (alice, operator, nobody) = (app.customer("alice").await, app.operator().await, app.nobody());
+    nobody.take(&activity).await.refused(401, "unauthenticated");
+    let take = alice.take(&activity).await.take();
+
+    // What the server knows grows old by itself, so look right after somebody was told.
+    eventually(async || {
+        alice.take(&activity).await.refused(409, "sold_out");
+        nobody.take(&activity).await.status == 409
+    })
+    .await;
+    nobody.take_once(&activity, "mine").await.refused(401, "unauthenticated");
+
+    operator.release(&take.id).await.is(200);
+    nobody.take(&activity).await.refused(401, "unauthenticated");
+    alice.take(&activity).await.take();
 }
 
 async fn a_user_gets_no_more_than_the_limit(app: &TestApp) {

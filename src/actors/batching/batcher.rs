@@ -112,6 +112,11 @@ impl<E: Engine> Batcher<E> {
         Ok(answer)
     }
 
+    /// What the hints of `key` say, if there is an actor that keeps them true.
+    pub fn hint<T>(&self, key: E::Key, look: impl FnOnce(&E::Hints) -> Option<T>) -> Option<T> {
+        self.registry.look_at(key, |actor| look(&actor.shared.hints))?
+    }
+
     /// Tells the actor of `key`, if there is one.
     pub fn tell(&self, key: E::Key, notice: E::Notice) {
         if let Some(actor) = self.registry.find(key) {

@@ -159,7 +159,8 @@ impl<const LIMIT: usize> FromRequest for RawBody<LIMIT> {
 /// The fingerprint of an empty body.
 static OF_NOTHING: LazyLock<[u8; 32]> = LazyLock::new(|| sha256(&[]));
 
-fn has_body(headers: &HeaderMap) -> bool {
+/// Whether a body comes with these headers, by what they say.
+pub fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
         || headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
 }

@@ -47,7 +47,7 @@ pub use answer::answered;
 pub use auth::{Operator, SignIn, Staff};
 pub use extract::{
     BODY_LIMIT, BodyDeadline, IdempotencyKey, JsonBody, NoMembers, Object, OptionalBody, PathId, PathName,
-    RawBody, Reason, Validate, present, request_key, validate_reason,
+    RawBody, Reason, Validate, has_body, present, request_key, validate_reason,
 };
 pub use health::{Check, Readiness, ReadinessReport};
 pub use limit::{RateLimitSettings, RateLimits};

@@ -16,7 +16,7 @@ use super::service::StockService;
 use crate::error::{ApiError, Code, FieldError};
 use crate::http::{
     ApiResult, IdempotencyKey, JsonBody, List, ListQuery, NoMembers, Operator, OptionalBody, Page, PathId,
-    Reason, Validate, answered, request_key, validate_reason,
+    Reason, Validate, answered, has_body, request_key, validate_reason,
 };
 use crate::identity::Caller;
 use crate::ids::{ActivityId, TakeId};
@@ -31,7 +31,7 @@ refusals!(AdjustRefusals: TransitionNotAllowed, StockInsufficient);
 ///
 /// 201 is sent after the database committed. Without an answer, repeat with the same `Idempotency-Key`. While a server
 /// knows that it would refuse everyone, such as after the sell-out, it does not look at the token of a request without a
-/// key, nor count it against the rate limit.
+/// key or a body, nor count it against the rate limit.
 #[utoipa::path(tag = "takes", params(IdempotencyKey), request_body = Option<NoMembers>,
     responses((status = 201, description = "The token is the caller's", body = TakeAnswer), TakeRefusals))]
 #[post("/activities/{id}/takes")]
@@ -63,9 +63,10 @@ impl FromRequest for Contender {
     }
 }
 
-/// A repeat is told what its first request was told, so whoever has a key is never refused here.
+/// A repeat is told what its first request was told, so whoever has a key is never refused here; nor is who sends a body,
+/// because the framework hangs up on whoever is answered before it was read.
 fn refusal_of_everyone(req: &HttpRequest) -> Option<TakeError> {
-    if IdempotencyKey::is_in(req) {
+    if IdempotencyKey::is_in(req) || has_body(req.headers()) {
         return None;
     }
     let activity = PathId::<ActivityId>::from_request(req, &mut Payload::None).into_inner().ok()?;
